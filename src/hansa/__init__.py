@@ -1,0 +1,117 @@
+"""Federated learning: one job description, from a simulation on a laptop to a federation of organisations.
+
+This is the face. A name is imported when it is first asked for, so `import hansa` costs NumPy at most, and whoever asks
+for a part whose library is not installed (torch, grpc, …) gets `errors.MissingExtra`, which says what to install.
+
+    clients = hansa.data.partition(...)                      or hansa.Clients.of: who holds what
+    job = hansa.Job(model=..., algorithm=..., pipeline=...)  everything that changes the mathematics
+    history = hansa.train(job, clients)                      in this process; hansa.Processes() uses all cores
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# The whole public face: where each name lives. The imports for type checkers below say the same; a test compares them.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "core.tensors": ("Tensors",),
+    "core.data": ("Dataset", "Clients"),
+    "core.model": ("Model", "LocalWork", "Role", "Fit"),
+    "core.algorithm": ("Algorithm", "Update", "Aggregate"),
+    "core.pipeline": ("Pipeline", "Signal", "Stage", "Step", "Reducer"),
+    "core.sampling": ("Sampling", "Fixed", "Poisson"),
+    "core.job": ("Job", "Evaluation"),
+    "core.checkpoint": ("Checkpoint",),
+    "core.ledger": ("Event", "Ledger"),
+    "core.train": ("History",),
+    "stages.mean": ("WeightedMean", "UniformMean"),
+    "stages.clip": ("Clip",),
+    "stages.adaptive_clip": ("AdaptiveClip",),
+    "stages.quantise": ("Quantise",),
+    "stages.topk": ("TopK",),
+    "stages.noise": ("Gaussian",),
+    "stages.sum": ("Sum",),
+    "stages.robust": ("Median",),
+    "algorithms.fedavg": ("FedAvg",),
+    "algorithms.fedsgd": ("FedSGD",),
+    "algorithms.fedprox": ("FedProx",),
+    "algorithms.fedopt": ("FedAdagrad", "FedAdam", "FedYogi", "FedAvgM"),
+    "algorithms.scaffold": ("Scaffold",),
+    "algorithms.fedbuff": ("FedBuff",),
+    "algorithms.qfedavg": ("QFedAvg",),
+    "adapters.numpy": ("LinearModel", "LogisticModel", "MLPModel"),
+    "adapters.torch": ("TorchModel",),
+    "adapters.jax": ("JaxModel",),
+    "adapters.keras": ("KerasModel",),
+    "adapters.sklearn": ("SklearnModel",),
+    "runtimes.local": ("Local", "train"),
+    "runtimes.processes": ("Processes",),
+}
+_MODULES: dict[str, str] = {"errors": "core.errors", "data": "data", "privacy": "privacy"}
+_HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [*_HOMES, *_MODULES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = import_module(f"hansa.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(import_module(f"hansa.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'hansa' has no attribute '{name}': dir(hansa) lists what it has.")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if TYPE_CHECKING:
+    from hansa import data as data, privacy as privacy
+    from hansa.adapters.jax import JaxModel as JaxModel
+    from hansa.adapters.keras import KerasModel as KerasModel
+    from hansa.adapters.numpy import LinearModel as LinearModel, LogisticModel as LogisticModel, MLPModel as MLPModel
+    from hansa.adapters.sklearn import SklearnModel as SklearnModel
+    from hansa.adapters.torch import TorchModel as TorchModel
+    from hansa.algorithms.fedavg import FedAvg as FedAvg
+    from hansa.algorithms.fedbuff import FedBuff as FedBuff
+    from hansa.algorithms.fedopt import (
+        FedAdagrad as FedAdagrad,
+        FedAdam as FedAdam,
+        FedAvgM as FedAvgM,
+        FedYogi as FedYogi,
+    )
+    from hansa.algorithms.fedprox import FedProx as FedProx
+    from hansa.algorithms.fedsgd import FedSGD as FedSGD
+    from hansa.algorithms.qfedavg import QFedAvg as QFedAvg
+    from hansa.algorithms.scaffold import Scaffold as Scaffold
+    from hansa.core import errors as errors
+    from hansa.core.algorithm import Aggregate as Aggregate, Algorithm as Algorithm, Update as Update
+    from hansa.core.checkpoint import Checkpoint as Checkpoint
+    from hansa.core.data import Clients as Clients, Dataset as Dataset
+    from hansa.core.job import Evaluation as Evaluation, Job as Job
+    from hansa.core.ledger import Event as Event, Ledger as Ledger
+    from hansa.core.model import Fit as Fit, LocalWork as LocalWork, Model as Model, Role as Role
+    from hansa.core.pipeline import (
+        Pipeline as Pipeline,
+        Reducer as Reducer,
+        Signal as Signal,
+        Stage as Stage,
+        Step as Step,
+    )
+    from hansa.core.sampling import Fixed as Fixed, Poisson as Poisson, Sampling as Sampling
+    from hansa.core.tensors import Tensors as Tensors
+    from hansa.core.train import History as History
+    from hansa.runtimes.local import Local as Local, train as train
+    from hansa.runtimes.processes import Processes as Processes
+    from hansa.stages.adaptive_clip import AdaptiveClip as AdaptiveClip
+    from hansa.stages.clip import Clip as Clip
+    from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean
+    from hansa.stages.noise import Gaussian as Gaussian
+    from hansa.stages.quantise import Quantise as Quantise
+    from hansa.stages.robust import Median as Median
+    from hansa.stages.sum import Sum as Sum
+    from hansa.stages.topk import TopK as TopK
