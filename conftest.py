@@ -1,4 +1,4 @@
-"""Leaves out the doctests of modules whose library is not installed here, so that the tests run with any set of extras."""
+"""Leaves out the doctests of modules whose library is not installed, so that the tests run with any set of extras."""
 
 from importlib.util import find_spec
 
