@@ -1,0 +1,1 @@
+"""Keys, certificates and signatures; nothing here opens a socket."""
