@@ -1,0 +1,133 @@
+"""A picture of how labels spread over clients: bars or a heat map.
+
+matplotlib is imported when a picture is drawn, without its global state, so this works on a server without a display.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hansa.core.errors import DataError, MissingExtra
+from hansa.data.heterogeneity import frequencies
+from hansa.data.labels import labels
+from hansa.data.population import Partition
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAMED_CLIENTS = 30  # more than this, and the axis shows a few ids only
+NAMED_LABELS = 20  # more than this, and a colour bar takes the place of the legend
+
+
+def plot_labels(
+    partition: Partition,
+    kind: Literal["bar", "heatmap"] = "bar",
+    path: str | Path | None = None,
+    column: str = "y",
+    order: Literal["id", "label", "size"] = "id",
+    title: str | None = None,
+) -> "Figure":
+    """Draws which labels each client has.
+
+    Args:
+      partition: whose labels.
+      kind: "bar" stacks how many examples of each label a client has; "heatmap" shows their share of the client's
+        examples, so that small clients can be seen as well as large ones.
+      path: where to write the picture, as PNG, SVG or PDF by its ending; None writes nothing.
+      column: the labels.
+      order: of the clients from left to right: by id, by their most frequent label, or by size, largest first.
+      title: above the picture; None: how many clients and examples there are.
+
+    Returns:
+      The matplotlib Figure.
+
+    Raises:
+      MissingExtra: matplotlib is not installed.
+      DataError: the column does not hold labels, or `kind` or `order` is unknown.
+    """
+    if kind not in ("bar", "heatmap"):
+        raise DataError(f"kind={kind!r} must be 'bar' or 'heatmap'.")
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtra("hansa.data.plot_labels", "matplotlib", "plot") from None
+    names = [str(label) for label in labels(partition.dataset, column)[0]]
+    counts = partition.counts(column)
+    places = _order(counts, order)
+    counts = counts[places]
+
+    figure = Figure(figsize=(min(max(6.0, 3.0 + 0.32 * len(counts)), 11.0), 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    if kind == "bar":
+        _bars(figure, axes, counts, names, mpl)
+    else:
+        _heat_map(figure, axes, counts, names)
+    _name_clients(axes, [partition.ids[place] for place in places])
+    axes.set_xlabel("client" if order == "id" else f"client, sorted by {order}")
+    axes.set_title(title or f"{len(counts)} clients, {counts.sum():,} examples", loc="left", fontsize=11)
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def _order(counts: np.ndarray, order: str) -> np.ndarray:
+    if order == "id":
+        return np.arange(len(counts))
+    if order == "size":
+        return np.argsort(-counts.sum(1), kind="stable")
+    if order == "label":
+        shares = np.nan_to_num(frequencies(counts))
+        return np.lexsort((-shares.max(1), shares.argmax(1)))
+    raise DataError(f"order={order!r} must be 'id', 'label' or 'size'.")
+
+
+def _bars(figure: "Figure", axes: "Axes", counts: np.ndarray, names: list[str], mpl: Any) -> None:
+    few = len(names) <= 10
+    palette = mpl.colormaps["tab10" if few else "turbo"]
+    colours = [palette(label) if few else palette(label / (len(names) - 1)) for label in range(len(names))]
+    edges = np.arange(len(counts) + 1) - 0.5
+    tops = np.cumsum(counts, axis=1)
+    for label, name in enumerate(names):
+        base = tops[:, label] - counts[:, label]
+        if len(counts) <= NAMED_CLIENTS:
+            axes.bar(np.arange(len(counts)), counts[:, label], 0.85, bottom=base, color=colours[label], label=name)
+        else:  # one shape a label, however many clients
+            axes.stairs(tops[:, label], edges, baseline=base, fill=True, color=colours[label], label=name)
+    axes.set_xlim(-0.5 - 0.005 * len(counts), len(counts) - 0.5 + 0.005 * len(counts))
+    axes.set_ylabel("examples")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(names) <= NAMED_LABELS:
+        handles, texts = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], texts[::-1], title="label", loc="center left", bbox_to_anchor=(1.0, 0.5),
+                    frameon=False, fontsize=9)  # fmt: skip
+    else:
+        scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, len(names) - 1), palette)
+        bar = figure.colorbar(scale, ax=axes, label="label")
+        shown = np.unique(np.linspace(0, len(names) - 1, 9).round().astype(int))
+        bar.set_ticks(shown.tolist(), labels=[names[place] for place in shown])
+
+
+def _heat_map(figure: "Figure", axes: "Axes", counts: np.ndarray, names: list[str]) -> None:
+    shares = 100 * frequencies(counts).T
+    image = axes.imshow(shares, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, origin="lower")
+    if shares.size <= 150:
+        for label, client in np.argwhere(shares > 0):
+            share = shares[label, client]
+            axes.text(client, label, f"{share:.0f}", ha="center", va="center", fontsize=8,
+                      color="white" if share > 0.6 * np.nanmax(shares) else "black")  # fmt: skip
+    if len(names) <= NAMED_LABELS:
+        axes.set_yticks(range(len(names)), names)
+    axes.set_ylabel("label")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="% of the client's examples")
+
+
+def _name_clients(axes: "Axes", ids: list[str]) -> None:
+    step = 1 if len(ids) <= NAMED_CLIENTS else -(-len(ids) // 11)
+    shown = list(range(0, len(ids), step))
+    long = max(len(ids[place]) for place in shown) > 3
+    axes.set_xticks(shown, [ids[place] for place in shown], rotation=45 if long else 0, fontsize=9,
+                    ha="right" if long else "center")  # fmt: skip
