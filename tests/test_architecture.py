@@ -1,8 +1,8 @@
 """The structure that docs/design.md promises, proven over the syntax tree of every file.
 
 Imports inside functions count as much as those at the top. Each rule is a function from sources to complaints and is
-run twice: over `src/hansa`, where it must find nothing, and over tiny bad sources, where it must find the fault, so that
-no rule can rot into one that passes everything.
+run twice: over `src/hansa`, where it must find nothing, and over tiny bad sources, where it must find the fault, so
+that no rule can rot into one that passes everything.
 """
 
 import ast
