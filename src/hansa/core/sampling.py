@@ -1,0 +1,163 @@
+"""Who is asked in a round, how many answers suffice, and how long to wait.
+
+A deadline, or asking more than are needed, lets the fastest decide who is in: the round then gives no privacy
+amplification, and is accounted with rate 1.
+"""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+
+from hansa.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling(ABC):
+    """The part that every way of sampling shares.
+
+    Args:
+      quorum: answers that suffice; None means all that were asked. With a deadline: fewer by then and the round is void
+        and tried again. With `max_staleness`: the round closes as soon as they are here (buffered, asynchronous).
+      over_select: asks this fraction more than needed and takes the first to answer.
+      deadline_s: seconds until a round is closed; None waits, and says for whom.
+      max_staleness: versions by which an update may be late and still count; 0 is synchronous.
+    """
+
+    quorum: int | None = field(default=None, kw_only=True)
+    over_select: float = field(default=0.0, kw_only=True)
+    deadline_s: float | None = field(default=None, kw_only=True)
+    max_staleness: int = field(default=0, kw_only=True)
+
+    kind = ""
+
+    def __post_init__(self) -> None:
+        if self.quorum is not None and self.quorum < 1:
+            raise ConfigError(f"quorum={self.quorum}: at least one answer is needed.")
+        if not 0 <= self.over_select <= 10:
+            raise ConfigError(f"over_select={self.over_select}: a fraction between 0 and 10, as in 0.3 for 30 % more.")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ConfigError(f"deadline_s={self.deadline_s}: a number of seconds above 0, or None to wait.")
+        if self.max_staleness < 0:
+            raise ConfigError(f"max_staleness={self.max_staleness}: 0 for synchronous rounds, or more.")
+        if self.max_staleness and self.quorum is None:
+            raise ConfigError("max_staleness without quorum: say how many updates fill the buffer, as in quorum=10.")
+
+    @abstractmethod
+    def expected(self, population: int) -> float:
+        """The number of contributions to expect, before over-selection."""
+
+    @abstractmethod
+    def draw(self, population: Sequence[str], stream: "Stream", busy: Set[str] = frozenset()) -> list[str]:
+        """The clients to ask, in the order of the population; `busy` ones still work on an older task."""
+
+    def rate(self, population: int) -> float:
+        """A client's probability of being in a round."""
+        return min(1.0, self.expected(population) / max(1, population))
+
+    @property
+    def random_membership(self) -> bool:
+        """True if chance alone, not speed, decides who is in."""
+        return self.deadline_s is None and self.over_select == 0 and self.max_staleness == 0
+
+    def enough(self, asked: int, needed: int) -> int:
+        """How many answers close a round at once: `asked` tasks are out, `needed` were drawn before over-selection."""
+        if self.max_staleness:
+            return self.quorum or needed
+        return min(asked, needed)
+
+    def faults(self, population: int) -> Iterator[str]:
+        """What makes this sampling impossible for a population of that size."""
+        expected = self.expected(population)
+        if expected > population:
+            yield f"cohort={expected:g} > {population} clients: lower cohort or add clients."
+        if self.quorum is not None and self.quorum > max(1, expected):
+            yield f"quorum={self.quorum} > cohort={expected:g}: lower quorum, or it can never be reached."
+
+
+@dataclass(frozen=True)
+class Fixed(Sampling):
+    """`clients` of the population, drawn uniformly without replacement."""
+
+    clients: int = 1
+    kind = "fixed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clients < 1:
+            raise ConfigError(f"cohort={self.clients}: at least one client must be asked.")
+
+    def expected(self, population: int) -> float:
+        """`clients`."""
+        return float(self.clients)
+
+    def draw(self, population: Sequence[str], stream: "Stream", busy: Set[str] = frozenset()) -> list[str]:
+        """Floyd's algorithm: cost in the cohort, not in the population."""
+        wanted = min(len(population), math.ceil(self.clients * (1 + self.over_select)))
+        chosen: set[int] = set()
+        for top in range(len(population) - wanted, len(population)):
+            pick = stream.below(top + 1)
+            chosen.add(top if pick in chosen else pick)
+        names = [population[index] for index in sorted(chosen)]
+        if not busy:
+            return names
+        # Asynchronous: busy clients keep their place in flight, others are asked until the buffer is full again.
+        return [name for name in names if name not in busy][: max(0, self.clients - len(busy))]
+
+
+@dataclass(frozen=True)
+class Poisson(Sampling):
+    """Each client independently with probability `probability`: the sampling that DP accountants prefer."""
+
+    probability: float = 1.0
+    kind = "poisson"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.probability <= 1:
+            raise ConfigError(f"probability={self.probability}: it lies in (0, 1].")
+        if self.over_select or self.max_staleness:
+            raise ConfigError("Poisson sampling takes neither over_select nor max_staleness: use Fixed.")
+
+    def expected(self, population: int) -> float:
+        """Probability times population."""
+        return self.probability * population
+
+    def draw(self, population: Sequence[str], stream: "Stream", busy: Set[str] = frozenset()) -> list[str]:
+        """One coin for each client, with 53 bits."""
+        bound = int(self.probability * (1 << 53))
+        return [name for name in population if (stream.word() >> 11) < bound]
+
+
+class Stream:
+    """Uniform integers from SHAKE-256 of a seed: reproducible from a job's seed, unpredictable from a secret one.
+
+    Source: FIPS 202 (2015), https://doi.org/10.6028/NIST.FIPS.202
+    """
+
+    def __init__(self, *labels: str | int | bytes) -> None:
+        # Each label is framed by its length, so that no two sequences of labels meet.
+        texts = [label if isinstance(label, bytes) else str(label).encode() for label in labels]
+        self._seed = b"".join(len(text).to_bytes(8, "little") + text for text in texts)
+        self._words: list[int] = []
+        self._block = 0
+
+    def word(self) -> int:
+        """64 uniform bits."""
+        if not self._words:
+            raw = hashlib.shake_256(self._seed + self._block.to_bytes(8, "little")).digest(8 * 1024)
+            self._words = [int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8)]
+            self._block += 1
+        return self._words.pop()
+
+    def below(self, bound: int) -> int:
+        """A uniform integer in [0, bound), by rejection."""
+        limit = (1 << 64) - (1 << 64) % bound
+        while (word := self.word()) >= limit:
+            pass
+        return word % bound
+
+    def seed(self) -> int:
+        """128 bits for a generator of another library."""
+        return self.word() << 64 | self.word()
