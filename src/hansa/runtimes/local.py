@@ -1,0 +1,158 @@
+"""The local runtime: one process, one client at a time, nothing serialised.
+
+It is the reference: every other runtime gives the same bits for the same job and seed.
+"""
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hansa.core.data import Clients
+from hansa.core.errors import ConfigError, HansaError
+from hansa.core.job import Job
+from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Store, Task, Traffic
+from hansa.core.tensors import EMPTY, Tensors
+from hansa.core.train import Observe
+from hansa.core.train import train as train_rounds
+from hansa.core.worker import perform
+from hansa.runtimes.history import History
+from hansa.runtimes.memory import MemoryMemories, MemoryStore
+
+Conversation = Generator[Tensors, Tensors | None, Tensors]
+
+
+class LocalSession(Session):
+    """Performs tasks when the loop asks what happened next, in the order in which they were published.
+
+    Args:
+      job: what to perform.
+      clients: opened one at a time, when their task's turn has come.
+      memories: what clients remember between tasks.
+    """
+
+    def __init__(self, job: Job, clients: Clients, memories: Memories) -> None:
+        self._job, self._clients, self._memories = job, clients, memories
+        self._waiting: deque[tuple[Task, Tensors, Tensors]] = deque()
+        self._talking: dict[str, Conversation] = {}
+        self._answers: deque[tuple[Task, int, Tensors]] = deque()
+        self._deadline: Deadline | None = None
+        self._up = self._down = 0
+        self._compute = 0.0
+        self._since = time.perf_counter()
+
+    def population(self) -> Sequence[str]:
+        """All clients."""
+        return self._clients.ids
+
+    def publish(self, tasks: Sequence[Task], down: Tensors, frozen: Tensors = EMPTY, deadline_s: float | None = None) -> None:
+        """Queues the tasks. A simulation has no slow clients: the deadline comes when there is nothing left to do."""
+        self._waiting.extend((task, down, frozen) for task in tasks)
+        self._down += len(tasks) * down.size_bytes
+        if tasks:
+            self._deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
+
+    def next(self) -> Happening:
+        """Performs the next task, or takes up a conversation that the server answered."""
+        if self._answers:
+            task, leg, answer = self._answers.popleft()
+            return self._step(task, leg, lambda: self._talking[task.key].send(answer))
+        if self._waiting:
+            task, down, frozen = self._waiting.popleft()
+            return self._step(task, 0, lambda: next(self._begin(task, down, frozen)))
+        if self._deadline is None:
+            raise ConfigError("nothing is left to do, and the round is not over: lower its quorum.")
+        deadline, self._deadline = self._deadline, None
+        return deadline
+
+    def send(self, task: Task, leg: int, message: Tensors) -> None:
+        """Queues the server's answer."""
+        self._answers.append((task, leg, message))
+
+    def retire(self, tasks: Sequence[Task]) -> None:
+        """Ends conversations; the memory of a task is saved under its name, and is current only if it counted."""
+        over = {task.key for task in tasks}
+        self._waiting = deque(entry for entry in self._waiting if entry[0].key not in over)
+        for task in tasks:
+            self._talking.pop(task.key, None)
+
+    def traffic(self) -> Traffic:
+        """Bytes that would have travelled, and the time since the last call."""
+        now = time.perf_counter()
+        traffic = Traffic(self._up, self._down, now - self._since, self._compute)
+        self._up, self._down, self._since, self._compute = 0, 0, now, 0.0
+        return traffic
+
+    def _begin(self, task: Task, down: Tensors, frozen: Tensors) -> Conversation:
+        data, memory = self._clients.open(task.client), self._memories.load(task.client, task.since)
+        self._talking[task.key] = perform(self._job, task, down, data, memory, frozen)
+        return self._talking[task.key]
+
+    def _step(self, task: Task, leg: int, go: Any) -> Happening:
+        began = time.perf_counter()
+        try:
+            message = go()
+            self._finish(task, leg)
+        except Exception as error:
+            reason = str(error) if isinstance(error, HansaError) else f"{type(error).__name__}: {error}"
+            return Failure(task, reason, error=error)
+        seconds = time.perf_counter() - began
+        self._compute += seconds
+        self._up += message.size_bytes
+        return Reply(task, leg, message, message.size_bytes, seconds)
+
+    def _finish(self, task: Task, leg: int) -> None:
+        """After the last leg's message the conversation ends with the memory to keep."""
+        reducer = self._job.pipeline.reducer
+        if reducer is not None and leg == reducer.legs - 1:
+            try:
+                self._talking.pop(task.key).send(None)
+            except StopIteration as end:
+                if task.kind == "train":
+                    self._memories.save(task.client, task.memory, end.value)
+
+
+@dataclass(frozen=True)
+class Local(Runtime):
+    """Trains in this process, one client at a time."""
+
+    def run(
+        self, job: Job, clients: Clients, *, store: Store | None = None, observe: Observe | None = None, **options: Any
+    ) -> History:
+        """Trains to the end, or from the store's last committed round.
+
+        Args:
+          job: see `Job`.
+          clients: every client's data, by id.
+          store: where the state goes; in memory if None.
+          observe: called with each committed record.
+        """
+        state = store if store is not None else MemoryStore()
+        saved = state.load()
+        run = saved.run if saved is not None else secrets.token_hex(8)
+        memories = options.get("memories") or MemoryMemories()
+        session = LocalSession(job, clients, memories)
+        outcome = train_rounds(job, session, state, run=run, observe=observe)
+        return History(job, outcome, state.best())
+
+
+def train(job: Job, clients: Clients, runtime: Runtime | None = None, **options: Any) -> History:
+    """Runs a job on a runtime and gives its history.
+
+    Args:
+      job: what to learn, and who may see what.
+      clients: every client's data, by id.
+      runtime: `Local()` if None; `Processes()` for all cores.
+      options: of the runtime's `run`, as `observe=print`.
+
+    Returns:
+      The history: records of all rounds, and the model as an ordinary object of its library.
+
+    Raises:
+      JobError: the job has faults, all listed.
+      TrainingFailed: a round could not be completed.
+    """
+    history: History = (runtime or Local()).run(job, clients, **options)
+    return history

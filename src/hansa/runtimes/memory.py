@@ -1,0 +1,75 @@
+"""State that lives as long as this process: the store and the worker memories of a simulation that is not resumed."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hansa.core.checkpoint import Checkpoint
+from hansa.core.errors import CorruptFile
+from hansa.core.ledger import Entry, Event, Ledger
+from hansa.core.runtime import Store
+from hansa.core.tensors import EMPTY, Tensors
+
+
+class MemoryStore(Store):
+    """A run's state in this process alone; durable no longer than it."""
+
+    def __init__(self) -> None:
+        self._secret = os.urandom(32)
+        self._ledger = Ledger()
+        self._checkpoint: Checkpoint | None = None
+        self._best: Checkpoint | None = None
+        self._records: list[Mapping[str, Any]] = []
+
+    def secret(self) -> bytes:
+        """32 bytes of the operating system, drawn when this store was made."""
+        return self._secret
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint."""
+        return self._checkpoint
+
+    def charge(self, round: int, attempt: int, survivors: Sequence[str], events: Sequence[Event]) -> None:
+        """Appends to the ledger."""
+        self._ledger = self._ledger.add(round, attempt, events)
+
+    def charges(self) -> Sequence[Entry]:
+        """The ledger's entries."""
+        return self._ledger.entries
+
+    def commit(self, checkpoint: Checkpoint, record: Mapping[str, Any], best: bool) -> None:
+        """Replaces the checkpoint."""
+        self._checkpoint = checkpoint
+        self._best = checkpoint if best else self._best
+        self._records.append(record)
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """All records."""
+        return self._records
+
+    def best(self) -> Checkpoint | None:
+        """The best checkpoint."""
+        return self._best
+
+
+class MemoryMemories:
+    """Worker memories in this process: the current one of each client, and the one its last task left."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, Tensors]] = {}
+
+    def load(self, client: str, since: str) -> Tensors:
+        """The memory saved under `since`; others are forgotten."""
+        if not since:
+            self._kept.pop(client, None)
+            return EMPTY
+        kept = self._kept.get(client, {})
+        if since not in kept:
+            raise CorruptFile(f"'{client}' has no memory of round {since}, which the server counted: its state was lost.")
+        self._kept[client] = {since: kept[since]}
+        return kept[since]
+
+    def save(self, client: str, name: str, memory: Tensors) -> None:
+        """Keeps a memory beside the current one."""
+        if len(memory):
+            self._kept.setdefault(client, {})[name] = memory
