@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,13 @@ def test_pyproject_asks_for_numpy_alone_and_bounds_each_library() -> None:
     assert [need.split(">=")[0] for need in project["dependencies"]] == ["numpy"]
     needs = [need for extra in project["optional-dependencies"].values() for need in extra]
     assert [need for need in needs if ">=" not in need and not need.startswith("hansa[")] == []
+
+
+def test_protobuf_bound_is_not_below_the_compiler_that_made_our_messages() -> None:
+    root = Path(__file__).parents[1]
+    bound = re.search(r'"protobuf>=([\d.]+)"', (root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert bound is not None
+    for path in (root / "src").rglob("*_pb2.py"):
+        made = re.search(r"# Protobuf Python Version: ([\d.]+)", path.read_text(encoding="utf-8"))
+        assert made is not None, f"{path.name} does not say which protobuf it needs"
+        assert [int(part) for part in made[1].split(".")] <= [int(part) for part in bound[1].split(".")], path.name
