@@ -22,8 +22,7 @@ import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,7 +44,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hansa.core.errors import IdentityError
 from hansa.crypto.certificate import check_authority, check_name, check_role, describe, federation_of, read_authority
 from hansa.crypto.identity import Identity, key_pem, parse_keys
-from hansa.crypto.private_file import read_private, write_atomically
+from hansa.crypto.private_file import locked, read_private, write_atomically
 
 MEMBER_DAYS = 365
 AUTHORITY_DAYS = 3650
@@ -246,7 +245,7 @@ class Authority:
         if identity is not None and identity.authority != self.certificate:
             raise IdentityError(f"{path} belongs to another federation: renew it with that federation's authority")
         name, moment = (identity.name if identity else str(member)), now or _clock()
-        with self._locked():
+        with locked(self.folder / ".lock"):
             register = self._read()
             last = register.last(name)
             if last.revoked:
@@ -276,7 +275,7 @@ class Authority:
           The path of revoked.pem: it takes effect where it is copied to.
         """
         moment = now or _clock()
-        with self._locked():
+        with locked(self.folder / ".lock"):
             register = self._read()
             if isinstance(member, int):
                 hit = [m for m in register.members if f"{member:x}" in m.serials]
@@ -302,7 +301,7 @@ class Authority:
     ) -> bytes:
         """Enters a new member into the register; its certificates and the authority's, PEM."""
         moment = now or _clock()
-        with self._locked():
+        with locked(self.folder / ".lock"):
             register = self._read()
             taken = [
                 m for m in register.members if m.name.casefold() == name.casefold() and m.status(moment) == "valid"
@@ -399,18 +398,6 @@ class Authority:
                     )
         crl = builder.sign(self.key, SHA256())
         write_atomically(self.folder / "revoked.pem", crl.public_bytes(Encoding.PEM), mode=0o644)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One change at a time, of several processes too; the system frees the lock of a process that died."""
-        with open(self.folder / ".lock", "w") as file:
-            try:
-                import fcntl
-            except ImportError:  # Windows: the authority is then for one process at a time
-                yield
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield
 
 
 @dataclass

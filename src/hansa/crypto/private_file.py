@@ -1,8 +1,10 @@
-"""Files that hold keys: private from their first byte on, and replaced whole or not at all."""
+"""Files that trust depends on: private from their first byte on, replaced whole or not at all."""
 
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hansa.core.errors import IdentityError
@@ -57,3 +59,16 @@ def write_atomically(path: Path, content: bytes, *, mode: int) -> Path:
     except OSError as error:
         raise IdentityError(f"{path} cannot be written ({error.strerror}): choose a writable folder") from None
     return path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`: one holder at a time, of all processes; it frees itself when its holder dies."""
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such lock: there, let one process at a time make changes
+            yield
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
