@@ -14,6 +14,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import IO, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -84,7 +85,7 @@ def from_parquet(
       MissingExtra: pyarrow is not installed, or, for a URL, fsspec.
     """
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise MissingExtra("hansa.data.from_parquet", "pyarrow", "data") from None
     with _open(url) as raw:
@@ -92,7 +93,7 @@ def from_parquet(
             file = parquet.ParquetFile(raw)
             target, features = _choose(file.schema_arrow.names, url, target, features)
             table = file.read(columns=[*features, target])
-        except ArrowInvalid:
+        except (ArrowException, OSError):
             raise DataError(f"'{_shown(url)}' is not a Parquet file, or is damaged.") from None
     for name in table.column_names:
         if table[name].null_count:
@@ -132,12 +133,13 @@ def load(spec: str) -> Any:
     if code and "://" not in spec and (code["module"].endswith(".py") or re.fullmatch(r"[\w.]+", code["module"])):
         return load_from_code(code["module"], code["function"])
     target, features, classes = _options(spec, options)
-    suffix = (urlsplit(location).path if "://" in location else location).rpartition(".")[2].lower()
-    if suffix == "csv":
+    path = urlsplit(location).path if "://" in location else location
+    suffix = PurePath(path).suffix.lower()
+    if suffix == ".csv":
         return from_csv(location, target, features, classes)
-    if suffix in ("parquet", "pq"):
+    if suffix in (".parquet", ".pq"):
         return from_parquet(location, target, features, classes)
-    if suffix == "npz":
+    if suffix == ".npz":
         return from_npz(location)
     raise DataError(
         f"'{_shown(spec)}' is not data that can be loaded: give module.py:function, package.module:function, "

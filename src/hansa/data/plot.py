@@ -65,7 +65,7 @@ def plot_labels(
         _bars(figure, axes, counts, names, mpl)
     else:
         _heat_map(figure, axes, counts, names)
-    _name_clients(axes, [partition.ids[place] for place in places])
+    _name_clients(axes, [partition.ids[place] for place in places], sorted_by_id=order == "id")
     axes.set_xlabel("client" if order == "id" else f"client, sorted by {order}")
     axes.set_title(title or f"{len(counts)} clients, {counts.sum():,} examples", loc="left", fontsize=11)
     if path is not None:
@@ -97,6 +97,7 @@ def _bars(figure: "Figure", axes: "Axes", counts: np.ndarray, names: list[str], 
         else:  # one shape a label, however many clients
             axes.stairs(tops[:, label], edges, baseline=base, fill=True, color=colours[label], label=name)
     axes.set_xlim(-0.5 - 0.005 * len(counts), len(counts) - 0.5 + 0.005 * len(counts))
+    axes.set_ylim(0, 1.04 * counts.sum(1).max())
     axes.set_ylabel("examples")
     axes.spines[["top", "right"]].set_visible(False)
     if len(names) <= NAMED_LABELS:
@@ -106,28 +107,38 @@ def _bars(figure: "Figure", axes: "Axes", counts: np.ndarray, names: list[str], 
     else:
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, len(names) - 1), palette)
         bar = figure.colorbar(scale, ax=axes, label="label")
-        shown = np.unique(np.linspace(0, len(names) - 1, 9).round().astype(int))
-        bar.set_ticks(shown.tolist(), labels=[names[place] for place in shown])
+        shown = _spread(len(names), NAMED_LABELS)
+        bar.set_ticks(shown, labels=[names[place] for place in shown])
 
 
 def _heat_map(figure: "Figure", axes: "Axes", counts: np.ndarray, names: list[str]) -> None:
     shares = 100 * frequencies(counts).T
     image = axes.imshow(shares, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, origin="lower")
     if shares.size <= 150:
-        for label, client in np.argwhere(shares > 0):
+        for label, client in np.argwhere(shares >= 0.5):
             share = shares[label, client]
             axes.text(client, label, f"{share:.0f}", ha="center", va="center", fontsize=8,
                       color="white" if share > 0.6 * np.nanmax(shares) else "black")  # fmt: skip
-    if len(names) <= NAMED_LABELS:
-        axes.set_yticks(range(len(names)), names)
+    shown = _spread(len(names), NAMED_LABELS)
+    axes.set_yticks(shown, [names[place] for place in shown])
     axes.set_ylabel("label")
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="% of the client's examples")
 
 
-def _name_clients(axes: "Axes", ids: list[str]) -> None:
-    step = 1 if len(ids) <= NAMED_CLIENTS else -(-len(ids) // 11)
-    shown = list(range(0, len(ids), step))
-    long = max(len(ids[place]) for place in shown) > 3
-    axes.set_xticks(shown, [ids[place] for place in shown], rotation=45 if long else 0, fontsize=9,
-                    ha="right" if long else "center")  # fmt: skip
+def _name_clients(axes: "Axes", ids: list[str], sorted_by_id: bool) -> None:
+    shown = _spread(len(ids), NAMED_CLIENTS)
+    # Between a few ids in no order of their own nothing can be read off: a count of clients can.
+    names = [ids[place] if sorted_by_id or len(shown) == len(ids) else str(place) for place in shown]
+    long = max(map(len, names)) * len(names) > 60
+    axes.set_xticks(shown, names, rotation=45 if long else 0, fontsize=9, rotation_mode="anchor",
+                    ha="right" if long else "center", va="center" if long else "top")  # fmt: skip
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Every place below `count` if they are at most `most`, else about ten, in steps of 1, 2 or 5 powers of ten."""
+    if count <= most:
+        return list(range(count))
+    power = 10 ** int(np.log10(count / 10))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 11 >= count)
+    return list(range(0, count, step))
