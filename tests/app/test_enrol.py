@@ -226,9 +226,10 @@ def test_a_mutilated_request_is_refused(tmp_path_factory: pytest.TempPathFactory
     pem = request("m", "worker", folder)[1].read_bytes()
     changed = pem[:at] + junk + pem[at + len(junk) :]
     try:
-        assert request_fingerprint(changed) == request_fingerprint(pem)  # where a PEM reader skips what was changed
-    except IdentityError as error:
-        assert "request cannot be read" in str(error)
+        read = request_fingerprint(changed)
+    except IdentityError:
+        return
+    assert read == request_fingerprint(pem)  # what was changed is what a PEM reader skips
 
 
 def test_a_request_overwrites_no_keys(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ ROLES = ("server", "worker", "submitter", "party")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # What the cryptography library raises on a certificate that a stranger made up.
-_MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Revoked:
             genuine = isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
             number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
             serials = frozenset(entry.serial_number for entry in crl)
-        except (*_MALFORMED, x509.ExtensionNotFound):
+        except (*MALFORMED, x509.ExtensionNotFound):
             raise IdentityError("revocation list cannot be read: copy revoked.pem from the authority again") from None
         if not genuine:
             raise IdentityError(
@@ -159,7 +159,7 @@ def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     """Whether `authority` itself signed this member's certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (*_MALFORMED, InvalidSignature):
+    except (*MALFORMED, InvalidSignature):
         return False
     return not is_authority(certificate)
 
@@ -168,7 +168,7 @@ def is_authority(certificate: x509.Certificate) -> bool:
     """Whether the certificate may issue others."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (*_MALFORMED, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return False
 
 
@@ -176,7 +176,7 @@ def is_for_signatures(certificate: x509.Certificate) -> bool:
     """Whether the certificate is a member's for signatures; a member's other one is for connections."""
     try:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (*_MALFORMED, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return False
     return ExtendedKeyUsageOID.CODE_SIGNING in usages
 
@@ -191,7 +191,7 @@ def describe(certificate: x509.Certificate) -> Peer:
         key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if not _NAME.fullmatch(name) or role not in ROLES:
             raise ValueError
-    except (*_MALFORMED, IndexError):
+    except (*MALFORMED, IndexError):
         raise IdentityError("certificate names no member and role of a federation: enrol with `hansa enrol`") from None
     return Peer(
         name=name,
@@ -206,7 +206,8 @@ def describe(certificate: x509.Certificate) -> Peer:
 
 def federation_of(authority: x509.Certificate) -> str:
     """The federation's name in its authority's certificate."""
-    return str(authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+    names = authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return str(names[0].value) if names else "a federation without name"
 
 
 def _time_fault(name: str, starts: datetime, expires: datetime, now: datetime | None) -> str | None:

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from hansa.core.errors import IdentityError
 from hansa.crypto.certificate import (
+    MALFORMED,
     ROLES,
     Peer,
     Revoked,
@@ -119,7 +120,7 @@ class Identity:
         try:
             certificates = [x509.load_pem_x509_certificate(block) for block in _blocks(pem, b"CERTIFICATE")]
             holders = [certificate.public_key() for certificate in certificates]
-        except ValueError:
+        except MALFORMED:
             raise IdentityError(f"{source} holds a damaged certificate: copy the file again") from None
 
         def certificate_of(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, what: str) -> x509.Certificate:
