@@ -99,7 +99,7 @@ class Job:
     name: str = field(default="job", metadata=SPEED)
 
     def __post_init__(self) -> None:
-        if self.cohort is not None and self.sampling is not None:
+        if self.cohort is not None and self.sampling not in (None, Fixed(self.cohort)):
             raise ConfigError(f"cohort={self.cohort} and sampling={self.sampling}: give one of them.")
         if self.cohort is None and self.sampling is None:
             raise ConfigError("who takes part in a round? Give cohort=n, or sampling=Fixed(...) or Poisson(...).")

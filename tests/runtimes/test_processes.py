@@ -1,0 +1,105 @@
+"""Processes carry the same job to the same bits, and survive the death of one of them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hansa.core.data import Clients, Dataset
+from hansa.core.errors import ConfigError, DataError, JobError, TrainingFailed
+from hansa.core.job import Job
+from hansa.core.model import Fit, LocalWork
+from hansa.core.tensors import Tensors
+from hansa.runtimes.local import train
+from hansa.runtimes.processes import Processes
+from tests.runtimes.jobs import JOBS, Regression, plain, some_clients
+
+
+@pytest.mark.parametrize("make", JOBS.values(), ids=JOBS)
+def test_processes_give_the_same_bits_as_the_local_runtime(make: Callable[[], Job]) -> None:
+    local = train(make(), some_clients())
+    spread = train(make(), some_clients(), runtime=Processes(2))
+    assert spread.checkpoint.state == local.checkpoint.state
+    assert [r.train for r in spread.rounds] == [r.train for r in local.rounds]
+    assert [r.workers for r in spread.rounds] == [r.workers for r in local.rounds]
+
+
+@dataclass(frozen=True)
+class NumberedClients(Clients):
+    """Clients that a child can open by itself, since their canonical form says all."""
+
+    count: int = 4
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{i:03}" for i in range(self.count)]
+
+    def open(self, client: str) -> Dataset:
+        rng = np.random.default_rng(int(client))
+        return Dataset(x=rng.normal(size=(9, 5)).astype("float32"), y=rng.normal(size=9).astype("float32"))
+
+
+def test_clients_with_a_canonical_form_are_opened_in_the_children() -> None:
+    local, spread = train(plain(), NumberedClients()), train(plain(), NumberedClients(), runtime=Processes(2))
+    assert spread.checkpoint.state == local.checkpoint.state
+
+
+@dataclass(frozen=True)
+class DiesOnce(Regression):
+    """Kills its own process the first time that client-2 trains."""
+
+    flag: str = ""
+
+    def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
+        if len(data) == 18 and not os.path.exists(self.flag):
+            open(self.flag, "w").close()
+            os.abort()
+        return super().fit(params, data, work, rng)
+
+
+def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Any) -> None:
+    job = replace(plain(), model=DiesOnce(flag=str(tmp_path / "died")), cohort=6, sampling=None)
+    spread = train(job, some_clients(), runtime=Processes(2))
+    assert os.path.exists(tmp_path / "died")
+    undisturbed = train(job, some_clients())
+    assert spread.checkpoint.state == undisturbed.checkpoint.state
+
+
+@dataclass(frozen=True)
+class Raises(Regression):
+    def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
+        raise ZeroDivisionError("no such luck")
+
+
+def test_an_error_in_a_child_names_the_client_and_the_reason() -> None:
+    with pytest.raises(TrainingFailed, match=r"client-\d: ZeroDivisionError: no such luck"):
+        train(replace(plain(), model=Raises()), some_clients(), runtime=Processes(1))
+
+
+def test_a_model_that_only_lives_in_this_process_is_refused_with_the_remedy() -> None:
+    class Hidden(Regression):
+        pass
+
+    with pytest.raises(JobError, match=r"job.model is '.*<locals>.*', which lives in this process alone: define it at the top"):
+        train(replace(plain(), model=Hidden()), some_clients(), runtime=Processes(1))
+
+
+def test_data_that_cannot_be_handed_over_is_refused_with_the_remedy() -> None:
+    clients = Clients.of({f"c{i}": [1, 2, 3] for i in range(4)})
+    with pytest.raises(DataError, match="is a list, which cannot be handed to another process"):
+        train(plain(), clients, runtime=Processes(1))
+
+
+def test_no_processes_are_too_few() -> None:
+    with pytest.raises(ConfigError, match="count=0: at least one process is needed"):
+        Processes(0)
+
+
+def test_nothing_is_left_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *args: False)
+    train(plain(), some_clients(), runtime=Processes(1))
+    assert not list(tmp_path.iterdir())
