@@ -78,7 +78,7 @@ def test_every_row_falls_to_exactly_one_client_or_the_request_is_refused(rule, r
     try:
         found = partition(dataset, rule, clients=clients, seed=seed)
     except DataError as refusal:
-        assert any(remedy in str(refusal) for remedy in ("lower", "raise", "by='rows'", "mend"))  # noqa: PT017
+        assert any(remedy in str(refusal) for remedy in ("lower", "raise", "by='rows'", "mend"))
         return
     assert len(found) == clients
     assert sorted(np.concatenate([found.rows(client) for client in found]).tolist()) == list(range(rows))

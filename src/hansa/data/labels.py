@@ -19,8 +19,9 @@ def labels(dataset: Dataset, column: str = "y") -> tuple[np.ndarray, np.ndarray]
     Raises:
       DataError: there is no such column, or it holds vectors, measurements or NaN instead of labels.
 
-    >>> [array.tolist() for array in labels(Dataset(y=["b", "a", "b"]))]
-    [['a', 'b'], [1, 0, 1]]
+    >>> found, codes = labels(Dataset(y=["b", "a", "b"]))
+    >>> found.tolist(), codes.tolist()
+    (['a', 'b'], [1, 0, 1])
     """
     values = one_value_each(dataset, column)
     if values.dtype.kind == "f" and not np.all(values == np.trunc(values)):

@@ -51,7 +51,7 @@ class Partitioner(ABC):
 class NumberedIds(Sequence[str]):
     """The ids '00', '01', …: zero-padded, so that their sorted order is numeric. Formed when asked for, never held.
 
-    >>> list(NumberedIds(11))[8:]
+    >>> list(NumberedIds(11)[8:])
     ['08', '09', '10']
     """
 

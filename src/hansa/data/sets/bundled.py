@@ -59,8 +59,8 @@ def split(dataset: Dataset, test: float = 0.2, seed: int = 0) -> tuple[Dataset, 
     Raises:
       DataError: a share outside (0, 1), or fewer than two examples.
 
-    >>> [len(part) for part in split(Dataset(x=np.arange(10)), test=0.3)]
-    [7, 3]
+    >>> tuple(map(len, split(Dataset(x=np.arange(10)), test=0.3)))
+    (7, 3)
     """
     if not 0 < test < 1:
         raise DataError(f"test={test!r} must be a share above 0 and below 1.")
