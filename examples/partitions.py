@@ -21,27 +21,25 @@ from hansa.data import (
     plot_labels,
 )
 
-RULES = [
-    IID(),
-    QuantitySkew(power=1.2),
-    Sizes("linear"),
-    Dirichlet(alpha=100),
-    Dirichlet(alpha=1),
-    Dirichlet(alpha=0.1),
-    InnerDirichlet(alpha=0.1),
-    Pathological(classes=2),
-    Shards(per_client=2, uneven=True),
-]
+RULES = {
+    "IID()": IID(),
+    "QuantitySkew(power=1.2)": QuantitySkew(power=1.2),
+    "Sizes('linear')": Sizes("linear"),
+    "Dirichlet(alpha=100)": Dirichlet(alpha=100),
+    "Dirichlet(alpha=1)": Dirichlet(alpha=1),
+    "Dirichlet(alpha=0.1)": Dirichlet(alpha=0.1),
+    "InnerDirichlet(alpha=0.1)": InnerDirichlet(alpha=0.1),
+    "Pathological(classes=2)": Pathological(classes=2),
+    "Shards(per_client=2, uneven=True)": Shards(per_client=2, uneven=True),
+}
 
 
 def main(picture: str = "labels.png") -> None:
     data = digits()
     print(f"{len(data)} digits among 20 clients\n")
     print(f"{'rule':28}{'examples':>12}{'labels':>8}{'entropy':>9}{'EMD':>6}{'JS':>6}")
-    for rule in RULES:
+    for name, rule in RULES.items():
         found = heterogeneity.summary(partition(data, rule, clients=20, seed=1))
-        given = next(f"{name}={value}" for name, value in [*vars(rule).items(), ("", "")] if value is not None)
-        name = f"{type(rule).__name__}({given.strip('=')})"
         sizes = f"{found.smallest} to {found.largest}"
         print(f"{name:28}{sizes:>12}{found.labels:8.1f}{found.entropy:9.2f}{found.emd:6.2f}{found.jensen_shannon:6.2f}")
     plot_labels(partition(data, Dirichlet(alpha=0.1), clients=20, seed=1), path=picture)
