@@ -80,6 +80,9 @@ def test_a_damaged_or_missing_authority_is_named(authority: Authority, tmp_path:
     (authority.folder / "authority.pem").write_bytes(other.pem)
     with pytest.raises(IdentityError, match="do not belong together: restore both"):
         Authority.load(authority.folder)
+    (authority.folder / "authority.pem").unlink()
+    with pytest.raises(IdentityError, match=r"authority\.pem cannot be read \(No such file"):
+        Authority.load(authority.folder)
     (other.folder / "register.json").write_text("{")
     with pytest.raises(IdentityError, match=r"register\.json cannot be read: restore it from a backup"):
         other.members()

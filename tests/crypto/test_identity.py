@@ -215,7 +215,7 @@ def test_a_tls_certificate_cannot_vouch_for_a_signature(league: Federation) -> N
 
 
 def test_a_members_certificate_is_no_authority(league: Federation) -> None:
-    with pytest.raises(IdentityError, match="given as the authority's is a member's"):
+    with pytest.raises(IdentityError, match="given as the authority's is not one"):
         verify(league.worker.sign(b"x"), b"x", league.worker.tls_certificate_pem, now=NOW)
 
 

@@ -148,7 +148,10 @@ class Authority:
             raise IdentityError(
                 f"{path} cannot be opened with this passphrase: give the one it was made with, or none if it had none"
             ) from None
-        certificate = read_authority((folder / "authority.pem").read_bytes())
+        try:
+            certificate = read_authority((folder / "authority.pem").read_bytes())
+        except OSError as error:
+            raise IdentityError(f"{folder}/authority.pem cannot be read ({error.strerror}): restore it") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise IdentityError(f"{path} and authority.pem do not belong together: restore both from one backup")
         return cls(folder, certificate, key)

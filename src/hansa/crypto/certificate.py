@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hansa.core.errors import IdentityError
@@ -23,8 +24,16 @@ from hansa.core.errors import IdentityError
 ROLES = ("server", "worker", "submitter", "party")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-# What the cryptography library raises on a certificate that a stranger made up.
-MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+# All that the cryptography library raises on a certificate that a stranger made up; its warnings, where they are errors.
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    CryptographyDeprecationWarning,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def peer_of(certificate: bytes) -> Peer:
     """
     try:
         parsed = x509.load_pem_x509_certificate(certificate)
-    except ValueError:
+    except MALFORMED:
         raise IdentityError("peer's certificate cannot be read: enrol the peer with `hansa enrol`") from None
     if is_authority(parsed) or is_for_signatures(parsed):
         raise IdentityError("peer's certificate is not for connections: use an identity made by `hansa enrol`")
@@ -148,24 +157,25 @@ def read_authority(pem: bytes) -> x509.Certificate:
     """The authority's certificate; a member's, or none at all, is an IdentityError."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except MALFORMED:
         raise IdentityError("authority's certificate cannot be read: copy authority.pem again") from None
     if not is_authority(certificate):
-        raise IdentityError("certificate given as the authority's is a member's: copy authority.pem instead")
+        raise IdentityError("certificate given as the authority's is not one: copy authority.pem instead")
     return certificate
 
 
 def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     """Whether `authority` itself signed this member's certificate."""
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (*MALFORMED, InvalidSignature):
-        return False
-    return not is_authority(certificate)
+    return _signed_by(certificate, authority) and not _may_issue(certificate)
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
-    """Whether the certificate may issue others."""
+    """Whether the certificate is an authority's, whole and signed by its own key."""
+    return _may_issue(certificate) and _signed_by(certificate, certificate)
+
+
+def _may_issue(certificate: x509.Certificate) -> bool:
+    """Whether the certificate claims to be an authority's."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (*MALFORMED, x509.ExtensionNotFound):
@@ -206,8 +216,19 @@ def describe(certificate: x509.Certificate) -> Peer:
 
 def federation_of(authority: x509.Certificate) -> str:
     """The federation's name in its authority's certificate."""
-    names = authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    return str(names[0].value) if names else "a federation without name"
+    try:
+        return str(authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)[0].value)
+    except (*MALFORMED, IndexError):
+        return "a federation without name"
+
+
+def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether the certificate names `issuer` as its issuer and bears its signature."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (*MALFORMED, InvalidSignature):
+        return False
+    return True
 
 
 def _time_fault(name: str, starts: datetime, expires: datetime, now: datetime | None) -> str | None:

@@ -82,7 +82,7 @@ class Signature:
             x509.load_der_x509_certificate(signature.certificate)
             if len(signature.value) != 64 or signature.dump() != dumped:
                 raise ValueError
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (*MALFORMED, AttributeError, RecursionError):
             raise IdentityError(f"signature of {len(dumped)} bytes cannot be read: have it signed again") from None
         return signature
 
@@ -234,7 +234,7 @@ def verify(
     issuer = read_authority(authority)
     try:
         certificate = x509.load_der_x509_certificate(signature.certificate)
-    except ValueError:
+    except MALFORMED:
         raise IdentityError("signer's certificate cannot be read: have the content signed again") from None
     if not issued_by(certificate, issuer):
         raise IdentityError(

@@ -64,7 +64,11 @@ def write_atomically(path: Path, content: bytes, *, mode: int) -> Path:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file `path`: one holder at a time, of all processes; it frees itself when its holder dies."""
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise IdentityError(f"{path} cannot be written ({error.strerror}): choose a writable folder") from None
+    with open(descriptor, "rb") as file:
         try:
             import fcntl
         except ImportError:  # Windows has no such lock: there, let one process at a time make changes

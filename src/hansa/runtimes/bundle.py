@@ -379,9 +379,9 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
     return handler.type is None or bool(re.search(r"\b(ImportError|ModuleNotFoundError|Exception)\b", caught))
 
 
-def _requirements(modules: Iterable[str]) -> dict[str, str]:
+def _requirements(modules: set[str]) -> dict[str, str]:
     """Import name to the distribution that has it here, or to itself where it is not installed."""
-    installed = importlib.metadata.packages_distributions()
+    installed = importlib.metadata.packages_distributions() if modules else {}  # it reads them all: 0.3 s
     found: dict[str, str] = {}
     for module in sorted(modules):
         top = module.split(".")[0]
