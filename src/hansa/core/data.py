@@ -61,7 +61,8 @@ class Dataset:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Dataset":
         """The examples at `rows` (indices or a boolean mask), in that order."""
-        return Dataset(**{name: column[np.asarray(rows)] for name, column in self.columns.items()})
+        chosen = np.asarray(rows) if len(rows) else np.zeros(0, np.int64)
+        return Dataset(**{name: column[chosen] for name, column in self.columns.items()})
 
 
 class Clients(ABC):
