@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from hansa.app.enrol import Authority
 from hansa.core.errors import IdentityError
@@ -223,6 +223,17 @@ def test_a_members_certificate_is_no_authority(league: Federation) -> None:
 def test_garbage_is_no_signature(junk: bytes) -> None:
     with pytest.raises(IdentityError, match="cannot be read: have it signed again"):
         Signature.load(junk)
+
+
+@settings(max_examples=300)
+@given(st.binary(min_size=1, max_size=3), st.integers(0, 400))
+def test_a_certificate_with_any_byte_changed_vouches_for_nothing(league: Federation, junk: bytes, at: int) -> None:
+    signature = league.submitter.sign(b"x")
+    der = signature.certificate[:at] + junk + signature.certificate[at + len(junk) :]
+    if der == signature.certificate:
+        return
+    with pytest.raises(IdentityError):
+        verify(Signature.load(Signature(signature.value, der).dump()), b"x", league.authority.pem, now=NOW)
 
 
 def test_a_signature_with_an_extra_or_oversized_field_is_refused(league: Federation) -> None:

@@ -24,7 +24,7 @@ from hansa.core.errors import IdentityError
 ROLES = ("server", "worker", "submitter", "party")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-# All that the cryptography library raises on a certificate that a stranger made up; its warnings, where they are errors.
+# All that the cryptography library raises on certificates that strangers made up; its warnings, where they are errors.
 MALFORMED = (
     ValueError,
     TypeError,
