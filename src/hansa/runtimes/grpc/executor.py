@@ -1,0 +1,228 @@
+"""The process in which a worker runs one run's code: it has the data and the job, but no key and no connection.
+
+    worker ◄── socketpair: frames ──► executor          python -m hansa.runtimes.grpc.executor FD
+
+A frame is 4 bytes (length of the header, little-endian), a header in JSON, and `size` raw bytes where the header has
+`size`. Content too large for a frame is a file in the run's folder, named in the header. Nothing is ever unpickled.
+
+    {"do": "load", entry, bundle, data, memory}      → {"did": "load", fingerprint} or {"did": "failed", reason}
+    {"do": "perform", task, down, frozen}            → {"did": "message", key, leg, seconds, name, tag, size | file}
+    {"do": "answer", key, leg, message}              → {"did": "message" …}, or {"did": "failed", key, reason}
+    {"do": "forget", keys}
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import secrets
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from hansa.core.checkpoint import Buffer, buffers, open_bytes
+from hansa.core.errors import CorruptFile, HansaError, StateMismatch
+from hansa.core.job import Job
+from hansa.core.runtime import Task
+from hansa.core.tensors import EMPTY, Tensors
+from hansa.core.worker import perform
+from hansa.data.files import load as load_data
+from hansa.runtimes.failpoint import failpoint
+from hansa.runtimes.grpc.wire import INLINE, Tag
+from hansa.runtimes.jobfile import load_job
+
+MAX_FRAME = 1 << 20
+
+
+class Frames:
+    """Frames over a blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._file = sock.makefile("rb", buffering=1 << 18)
+
+    def read(self) -> tuple[dict[str, Any], bytes] | None:
+        """The next frame, or None at the end."""
+        start = self._file.read(4)
+        if len(start) < 4:
+            return None
+        header = json.loads(self._file.read(int.from_bytes(start, "little")))
+        return header, self._file.read(header.get("size", 0))
+
+    def write(self, header: dict[str, Any], raw: Buffer = b"") -> None:
+        """Sends one."""
+        self._socket.sendall(frame(header, raw))
+
+
+def frame(header: dict[str, Any], raw: Buffer = b"") -> bytes:
+    """A frame's bytes."""
+    text = json.dumps({**header, "size": len(raw)} if len(raw) else header).encode()
+    return b"".join((len(text).to_bytes(4, "little"), text, raw))
+
+
+class DiskMemories:
+    """What this run's clients remember between tasks: a file for each counted task, and for the last one tried."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, client: str, since: str) -> Tensors:
+        """The memory saved under `since`; all others are deleted."""
+        mine = self._folder / client
+        for path in mine.glob("*.safetensors") if mine.is_dir() else ():
+            if path.name != f"{since}.safetensors":
+                path.unlink(missing_ok=True)
+        if not since:
+            return EMPTY
+        path = mine / f"{since}.safetensors"
+        if not path.exists():
+            raise CorruptFile(
+                f"'{client}' has no memory of round {since}, which the server counted: its folder was lost or exchanged. "
+                "Restore it, or submit the job again."
+            )
+        return open_bytes(path.read_bytes())[0]
+
+    def save(self, client: str, name: str, memory: Tensors) -> None:
+        """Keeps a memory, on disk when this returns."""
+        if not len(memory):
+            return
+        path = self._folder / client / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        beside = path.with_suffix(".partial")
+        with open(beside, "wb") as file:
+            for piece in buffers(memory):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+
+class Executor:
+    """Does what the worker says, one thing at a time."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._job: Job
+        self._data: Any
+        self._memories: DiskMemories
+        self._folder: Path
+        self._fingerprint = ""
+        self._talking: dict[str, tuple[Task, Generator[Tensors, Tensors | None, Tensors]]] = {}
+        self._frozen: tuple[str, Tensors] = ("", EMPTY)
+
+    def run(self) -> None:
+        """Until the worker hangs up."""
+        while (got := self._frames.read()) is not None:
+            header, raw = got
+            what = header.pop("do")
+            try:
+                getattr(self, f"_{what}")(raw=raw, **header)
+            except Exception as error:
+                key = header.get("key") or (header.get("task") and Task.from_json(header["task"]).key)
+                self._talking.pop(key, None)
+                if not isinstance(error, HansaError):
+                    traceback.print_exc()
+                    sys.stderr.flush()
+                self._frames.write({"did": "failed", "key": key, "reason": _reason(error)})
+
+    def _load(self, raw: bytes, entry: str, bundle: str, data: str, folder: str) -> None:
+        self._folder = Path(folder)
+        self._memories = DiskMemories(self._folder / "memory")
+        self._job = load_job(entry)
+        self._fingerprint = self._job.fingerprint(bundle)
+        self._data = load_data(data)
+        self._frames.write({"did": "load", "fingerprint": self._fingerprint, "examples": len(self._data)})
+
+    def _perform(self, raw: bytes, task: dict[str, Any], down: str, frozen: str, size: int = 0) -> None:
+        asked = Task.from_json(task)
+        if asked.fingerprint != self._fingerprint:
+            raise StateMismatch(
+                f"the task has the fingerprint {asked.fingerprint[:12]}, the job here {self._fingerprint[:12]}: "
+                "install the same version of Hansa on both sides."
+            )
+        failpoint("mid-training")
+        memory = self._memories.load(asked.client, asked.since)
+        began = time.perf_counter()
+        talk = perform(self._job, asked, self._opened(down, raw), self._data, memory, self._frozen_of(asked, frozen))
+        self._talking[asked.key] = asked, talk
+        message = next(talk)
+        self._say(asked, 0, message, time.perf_counter() - began)
+
+    def _answer(self, raw: bytes, key: str, leg: int, message: str, size: int = 0) -> None:
+        task, talk = self._talking[key]
+        began = time.perf_counter()
+        self._say(task, leg, talk.send(self._opened(message, raw)), time.perf_counter() - began)
+
+    def _forget(self, raw: bytes, keys: list[str]) -> None:
+        for key in keys:
+            self._talking.pop(key, None)
+
+    def _say(self, task: Task, leg: int, message: Tensors, seconds: float) -> None:
+        """Sends a message; with the last one the conversation is over, and its memory safe before anybody counts it."""
+        reducer = self._job.pipeline.reducer
+        assert reducer is not None
+        if leg == reducer.legs - 1:
+            try:
+                self._talking.pop(task.key)[1].send(None)
+            except StopIteration as end:
+                if task.kind == "train":
+                    self._memories.save(task.client, task.memory, end.value)
+        pieces = buffers(message)
+        length = sum(map(len, pieces))
+        header = {"did": "message", "key": task.key, "leg": leg, "seconds": seconds}
+        if length <= INLINE:
+            self._frames.write(header, b"".join(pieces))
+            return
+        path, name = self._folder / "bulk" / f"{secrets.token_hex(8)}.up", os.urandom(28)
+        tag = Tag(name)
+        with open(path, "wb", buffering=0) as file:
+            for piece in pieces:
+                view = memoryview(piece)
+                for at in range(0, len(view), 1 << 20):
+                    block = view[at : at + (1 << 20)]
+                    tag.update(block)
+                    file.write(block)
+        self._frames.write({**header, "file": path.name, "length": length, "name": name.hex(), "tag": tag.value().hex()})
+
+    def _opened(self, file: str, raw: bytes) -> Tensors:
+        """Content that came in the frame, or lies in a file of the run's folder."""
+        return open_bytes(raw if not file else _mapped(self._folder / "bulk" / file))[0]
+
+    def _frozen_of(self, task: Task, file: str) -> Tensors:
+        if not task.frozen:
+            return EMPTY
+        if self._frozen[0] != task.frozen:
+            content = _mapped(self._folder / "bulk" / file)
+            if hashlib.sha256(content).hexdigest() != task.frozen:
+                raise CorruptFile(f"the frozen tensors are not those of the hash {task.frozen[:12]}: ask for them again.")
+            self._frozen = task.frozen, open_bytes(content)[0]
+        return self._frozen[1]
+
+
+def _mapped(path: Path) -> Buffer:
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _reason(error: Exception) -> str:
+    """The sentence for the server: of our errors their own words, of others the lines of the job that failed."""
+    if isinstance(error, HansaError):
+        return f"{type(error).__name__}: {error}"
+    last = traceback.format_exception(error)[-6:]
+    return "the job's code failed: " + "".join(last).strip()[-1500:]
+
+
+def main() -> None:
+    """The process: its one argument is the number of the socket it inherited."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(sock.fileno(), False)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    Executor(Frames(sock)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,464 @@
+"""Where a server's state is durable: one SQL database for all runs, and a place for large checkpoints.
+
+    state/                       one server at a time (`lock`)
+      hansa.db                   SQLite (WAL, synchronous=FULL), unless another database is given by URL
+      blobs/RUN/ROUND-….ckpt     checkpoints over 1 MB, unless another place is given as an fsspec URL
+      bundles/HASH.hansa         the signed jobs
+      logs/RUN.log               what the run's log says
+      spool/                     uploads of the current round, sealed; emptied at start
+
+A commit is one transaction: it is there whole after it returned, or not at all. A small checkpoint lies in the database,
+so that a round costs one fsync; a large one is a file that is on disk before the transaction that names it.
+"""
+
+import errno
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+
+from hansa.core.checkpoint import Buffer, Checkpoint
+from hansa.core.errors import ConfigError, CorruptFile, MissingExtra, NotFound, StateMismatch, StorageFull
+from hansa.core.ledger import Entry, Event
+from hansa.core.runtime import Store
+from hansa.runtimes.failpoint import failpoint
+
+SMALL = 1 << 20  # checkpoints up to this size lie in the database
+STATES = ("submitted", "running", "stopped", "failed", "done")
+
+_meta = sql.MetaData()
+_version = sql.Table("schema_version", _meta, sql.Column("version", sql.Integer, nullable=False))
+_runs = sql.Table(
+    "runs", _meta,
+    sql.Column("id", sql.String(32), primary_key=True),
+    sql.Column("name", sql.Text, nullable=False),
+    sql.Column("bundle", sql.String(64), nullable=False),
+    sql.Column("fingerprint", sql.String(64), nullable=False),
+    sql.Column("submitter", sql.Text, nullable=False),
+    sql.Column("state", sql.String(16), nullable=False),
+    sql.Column("reason", sql.Text, nullable=False),
+    sql.Column("created", sql.Float, nullable=False),
+    sql.Column("workers", sql.Integer, nullable=False),
+    sql.Column("rounds", sql.Integer, nullable=False),
+    sql.Column("secret", sql.LargeBinary, nullable=False),
+)  # fmt: skip
+_checkpoints = sql.Table(
+    "checkpoints", _meta,
+    sql.Column("run", sql.String(32), primary_key=True),
+    sql.Column("which", sql.String(8), primary_key=True),  # last or best
+    sql.Column("round", sql.Integer, nullable=False),
+    sql.Column("data", sql.LargeBinary),
+    sql.Column("blob", sql.Text),
+)  # fmt: skip
+_charges = sql.Table(
+    "charges", _meta,
+    sql.Column("id", sql.Integer, primary_key=True, autoincrement=True),
+    sql.Column("run", sql.String(32), nullable=False, index=True),
+    sql.Column("round", sql.Integer, nullable=False),
+    sql.Column("attempt", sql.Integer, nullable=False),
+    sql.Column("survivors", sql.Text, nullable=False),
+    sql.Column("events", sql.Text, nullable=False),
+)  # fmt: skip
+_records = sql.Table(
+    "records", _meta,
+    sql.Column("run", sql.String(32), primary_key=True),
+    sql.Column("round", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("record", sql.Text, nullable=False),
+)  # fmt: skip
+_members = sql.Table(
+    "members", _meta,
+    sql.Column("name", sql.String(64), primary_key=True),
+    sql.Column("role", sql.String(16), nullable=False),
+    sql.Column("first_seen", sql.Float, nullable=False),
+    sql.Column("last_seen", sql.Float, nullable=False),
+)  # fmt: skip
+
+
+def _first(connection: sql.Connection) -> None:
+    _meta.create_all(connection, tables=[_runs, _checkpoints, _charges, _records, _members])
+
+
+# One step for each version of the schema, in order, never changed once released: step i leads from version i to i + 1.
+MIGRATIONS = (_first,)
+
+
+class SqlStore:
+    """A server's state.
+
+    Args:
+      folder: made if it is missing; its parent must be there.
+      database: an SQLAlchemy URL, as `postgresql+psycopg://user@host/name`; None for SQLite in the folder.
+      blobs: an fsspec URL or a path for large checkpoints; None for the folder.
+
+    Raises:
+      StateMismatch: another server uses the folder, or a newer Hansa wrote it.
+      ConfigError: the folder or the database cannot be used.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, database: str | None = None, blobs: str | None = None) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(exist_ok=True, mode=0o700)
+            for name in ("bundles", "logs", "spool"):
+                (self.folder / name).mkdir(exist_ok=True, mode=0o700)
+            self._lock = _locked(self.folder)
+        except OSError as error:
+            raise ConfigError(f"state folder {self.folder} cannot be used ({error.strerror}): choose another with --state.") from None
+        for left in (self.folder / "spool").iterdir():
+            left.unlink()
+        self._blobs = _Blobs(blobs or str(self.folder / "blobs"))
+        self._turn = threading.RLock()  # SQLite has one writer: our threads take turns instead of being refused
+        try:
+            self._engine = _engine(database or f"sqlite:///{self.folder.absolute() / 'hansa.db'}")
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets another server have the folder."""
+        if hasattr(self, "_engine"):
+            self._engine.dispose()
+        self._lock.close()
+
+    # -- runs
+
+    def add_run(
+        self, *, name: str, bundle: str, submitter: str, workers: int = 0, fingerprint: str = "", rounds: int = 0
+    ) -> str:
+        """A new run in state `submitted`, with a secret of its own; its id."""
+        run = secrets.token_hex(6)
+        with self._begin() as connection:
+            connection.execute(_runs.insert().values(
+                id=run, name=name, bundle=bundle, fingerprint=fingerprint, submitter=submitter, state="submitted", reason="",
+                created=time.time(), workers=workers, rounds=rounds, secret=os.urandom(32),
+            ))  # fmt: skip
+        return run
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs, oldest first, without their secrets."""
+        with self._begin() as connection:
+            found = connection.execute(sql.select(_runs).order_by(_runs.c.created)).mappings().all()
+        return [{name: value for name, value in row.items() if name != "secret"} for row in found]
+
+    def find(self, run: str) -> dict[str, Any]:
+        """The one run whose id begins with `run`; NotFound if there is none, or more than one."""
+        found = [row for row in self.runs() if row["id"].startswith(run)] if run else []
+        if len(found) != 1:
+            there = ", ".join(row["id"] for row in self.runs()[-5:]) or "none"
+            raise NotFound(f"run '{run}' names {len(found)} runs: the latest are {there}.")
+        return found[0]
+
+    def set_state(self, run: str, state: str, reason: str = "") -> None:
+        """What has become of a run, in one word, and why."""
+        assert state in STATES
+        with self._begin() as connection:
+            connection.execute(_runs.update().where(_runs.c.id == run).values(state=state, reason=reason))
+
+    def describe(self, run: str, *, name: str, fingerprint: str, rounds: int) -> None:
+        """What is known of a run once its job was loaded.
+
+        Raises:
+          StateMismatch: the run was begun by another job.
+        """
+        before = self.find(run)["fingerprint"]
+        if before and before != fingerprint:
+            raise StateMismatch(
+                f"run {run} was begun with the fingerprint {before[:12]}, and its job has {fingerprint[:12]} now: install the "
+                "version of Hansa it began with, or submit the job again."
+            )
+        with self._begin() as connection:
+            values = {"name": name, "fingerprint": fingerprint, "rounds": rounds}
+            connection.execute(_runs.update().where(_runs.c.id == run).values(**values))
+
+    def run(self, run: str) -> "RunStore":
+        """One run's state, as the round loop wants it."""
+        return RunStore(self, self.find(run)["id"])
+
+    # -- jobs
+
+    def keep_bundle(self, name: str, content: bytes) -> Path:
+        """Keeps a signed job under its hash."""
+        path = self.folder / "bundles" / f"{name}.hansa"
+        with _full_disk(f"job {name[:12]}"):
+            _write(path, [content])
+        return path
+
+    def bundle(self, name: str) -> Path:
+        """Where a job lies."""
+        path = self.folder / "bundles" / f"{name}.hansa"
+        if not path.exists():
+            raise CorruptFile(f"job {name[:12]} is not in {path.parent}: put its archive there again.")
+        return path
+
+    # -- members
+
+    def seen(self, names: Mapping[str, str]) -> None:
+        """Members (name to role) that are connected now."""
+        now = time.time()
+        with self._begin() as connection:
+            for name, role in names.items():
+                changed = connection.execute(_members.update().where(_members.c.name == name).values(role=role, last_seen=now))
+                if not changed.rowcount:
+                    connection.execute(_members.insert().values(name=name, role=role, first_seen=now, last_seen=now))
+
+    def members(self) -> list[dict[str, Any]]:
+        """Everybody who ever connected, by name."""
+        with self._begin() as connection:
+            return [dict(row) for row in connection.execute(sql.select(_members).order_by(_members.c.name)).mappings()]
+
+    # -- inside
+
+    @contextmanager
+    def _begin(self) -> Iterator[sql.Connection]:
+        """One transaction."""
+        with self._turn, _full_disk("the state"):
+            with self._engine.begin() as connection:
+                yield connection
+
+    def _migrate(self) -> None:
+        with self._begin() as connection:
+            _meta.create_all(connection, tables=[_version])
+            version = connection.execute(sql.select(_version.c.version)).scalar()
+            if version is None:
+                version = 0
+                connection.execute(_version.insert().values(version=0))
+            if version > len(MIGRATIONS):
+                raise StateMismatch(
+                    f"{self.folder} was written by a newer Hansa (schema {version}, this one knows {len(MIGRATIONS)}): install that one."
+                )
+            for step in MIGRATIONS[version:]:
+                step(connection)
+            connection.execute(_version.update().values(version=len(MIGRATIONS)))
+
+
+class RunStore(Store):
+    """One run's state: `SqlStore.run` makes it."""
+
+    def __init__(self, whole: SqlStore, run: str) -> None:
+        self._whole, self._run = whole, run
+        self._records: list[Mapping[str, Any]] | None = None
+
+    def secret(self) -> bytes:
+        """Drawn from the operating system when the run was submitted."""
+        with self._whole._begin() as connection:
+            return bytes(connection.execute(sql.select(_runs.c.secret).where(_runs.c.id == self._run)).scalar_one())
+
+    def load(self) -> Checkpoint | None:
+        """The last committed checkpoint."""
+        return self._checkpoint("last")
+
+    def best(self) -> Checkpoint | None:
+        """The best one."""
+        return self._checkpoint("best")
+
+    def charge(self, round: int, attempt: int, survivors: Sequence[str], events: Sequence[Event]) -> None:
+        """Appends to the ledger, before what it charges for is opened."""
+        failpoint("before-charge")
+        with self._whole._begin() as connection:
+            connection.execute(_charges.insert().values(
+                run=self._run, round=round, attempt=attempt, survivors=json.dumps(list(survivors)),
+                events=json.dumps([vars(event) for event in events]),
+            ))  # fmt: skip
+        failpoint("after-charge")
+
+    def charges(self) -> Sequence[Entry]:
+        """The ledger."""
+        with self._whole._begin() as connection:
+            found = connection.execute(sql.select(_charges).where(_charges.c.run == self._run).order_by(_charges.c.id)).all()
+        return [Entry(row.round, row.attempt, Event(**event)) for row in found for event in json.loads(row.events)]
+
+    def commit(self, checkpoint: Checkpoint, record: Mapping[str, Any], best: bool) -> None:
+        """Everything of one round, or nothing of it.
+
+        Raises:
+          StorageFull: there is no space; the round before is still there.
+        """
+        failpoint("before-commit")
+        pieces = checkpoint.buffers()
+        values: dict[str, Any] = {"round": checkpoint.round, "data": None, "blob": None}
+        if sum(map(len, pieces)) <= SMALL:
+            values["data"] = b"".join(pieces)
+        else:
+            values["blob"] = f"{self._run}/{checkpoint.round}-{secrets.token_hex(4)}.ckpt"
+            self._whole._blobs.write(values["blob"], pieces)
+        failpoint("mid-commit")
+        mine = _checkpoints.c.run == self._run
+        try:
+            with self._whole._begin() as connection:
+                before = set(connection.execute(sql.select(_checkpoints.c.blob).where(mine)).scalars())
+                for which in ("last", "best") if best else ("last",):
+                    changed = connection.execute(_checkpoints.update().where(mine & (_checkpoints.c.which == which)).values(**values))
+                    if not changed.rowcount:
+                        connection.execute(_checkpoints.insert().values(run=self._run, which=which, **values))
+                connection.execute(_records.insert().values(run=self._run, round=record["round"], record=json.dumps(record)))
+                after = set(connection.execute(sql.select(_checkpoints.c.blob).where(mine)).scalars())
+        except BaseException:
+            if values["blob"]:
+                self._whole._blobs.delete(values["blob"])
+            raise
+        if self._records is not None:
+            self._records.append(record)
+        failpoint("after-commit")
+        for blob in before - after - {None}:
+            self._whole._blobs.delete(blob)
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """The records of all committed rounds, in order."""
+        if self._records is None:
+            query = sql.select(_records.c.record).where(_records.c.run == self._run).order_by(_records.c.round)
+            with self._whole._begin() as connection:
+                self._records = [json.loads(text) for text in connection.execute(query).scalars()]
+        return list(self._records)
+
+    def raw(self, best: bool = False) -> Buffer:
+        """The last or best checkpoint as the bytes of its file; NotFound if there is none."""
+        found = self._bytes("best" if best else "last")
+        if found is None:
+            what = "no best model: name its metric, as in Evaluation(best='loss')" if best else "no committed round yet"
+            raise NotFound(f"run {self._run} has {what}.")
+        return found
+
+    def _checkpoint(self, which: str) -> Checkpoint | None:
+        found = self._bytes(which)
+        return None if found is None else Checkpoint.load(found)
+
+    def _bytes(self, which: str) -> Buffer | None:
+        mine = (_checkpoints.c.run == self._run) & (_checkpoints.c.which == which)
+        with self._whole._begin() as connection:
+            row = connection.execute(sql.select(_checkpoints.c.data, _checkpoints.c.blob).where(mine)).first()
+        if row is None:
+            return None
+        return bytes(row.data) if row.data is not None else self._whole._blobs.read(row.blob)
+
+
+class _Blobs:
+    """Files by name in a folder, or in what an fsspec URL names."""
+
+    def __init__(self, place: str) -> None:
+        self._folder: Path | None = None
+        if "://" not in place:
+            self._folder = Path(place)
+            self._folder.mkdir(exist_ok=True, mode=0o700)
+            return
+        try:
+            import fsspec
+        except ImportError:
+            raise MissingExtra(f"blobs at {re.sub('//.*@', '//', place)}", "fsspec", "store") from None
+        self._files, self._root = fsspec.core.url_to_fs(place)
+
+    def write(self, name: str, pieces: Sequence[Buffer]) -> None:
+        with _full_disk(f"checkpoint {name}"):
+            if self._folder is not None:
+                (self._folder / name).parent.mkdir(exist_ok=True, mode=0o700)
+                _write(self._folder / name, pieces)
+                return
+            self._files.makedirs(f"{self._root}/{name.rpartition('/')[0]}", exist_ok=True)
+            with self._files.open(f"{self._root}/{name}", "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+
+    def read(self, name: str) -> bytes:
+        try:
+            if self._folder is not None:
+                return (self._folder / name).read_bytes()
+            return bytes(self._files.cat_file(f"{self._root}/{name}"))
+        except OSError as error:
+            raise CorruptFile(f"checkpoint {name} cannot be read ({error.strerror or error}): restore it from a backup.") from None
+
+    def delete(self, name: str) -> None:
+        try:
+            if self._folder is not None:
+                (self._folder / name).unlink()
+            else:
+                self._files.rm_file(f"{self._root}/{name}")
+        except OSError:
+            pass  # it is not referred to any more: it costs space, no more
+
+
+def _write(path: Path, pieces: Sequence[Buffer]) -> None:
+    """Writes a file that is on disk, name and content, when this returns; a failure leaves nothing."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(file, view[: 8 << 20]) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _full_disk(what: str) -> Iterator[None]:
+    """Names a full disk, quota or limit as what it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StorageFull(f"{what} cannot be written ({error.strerror}): free space and resume; what was committed is there.") from None
+    except (OperationalError, DatabaseError) as error:
+        text = str(error.orig).lower() if isinstance(error, DBAPIError) else str(error).lower()
+        if not any(sign in text for sign in ("full", "disk i/o", "no space", "quota")):
+            raise
+        raise StorageFull(f"{what} cannot be written (the database says: {error.orig}): free space and resume.") from None
+
+
+def _locked(folder: Path) -> Any:
+    """Holds the folder for this process; the system lets it go when the process ends, however it ends."""
+    file = open(folder / "lock", "a+")  # noqa: SIM115
+    try:
+        import fcntl
+    except ImportError:  # Windows: one server a folder is then the operator's care
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise StateMismatch(f"{folder} is in use by another server (process {holder}): stop it, or choose another folder with --state.") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _engine(url: str) -> sql.Engine:
+    try:
+        parsed = sql.make_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            return sql.create_engine(parsed, pool_pre_ping=True)
+        engine = sql.create_engine(parsed, connect_args={"check_same_thread": False, "timeout": 30})
+    except sql.exc.ArgumentError:
+        raise ConfigError("the database's URL cannot be read: write it as postgresql+psycopg://user@host/name.") from None
+    except ImportError as error:
+        raise MissingExtra("this database", str(error.name), "store") from None
+
+    @sql.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
