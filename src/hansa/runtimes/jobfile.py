@@ -5,12 +5,14 @@
 
 It is imported as a module named after its stem, with its folder first on the path, wherever it runs: `job.py` here and
 in a worker's unpacked bundle is the module `job`, so that `job:net` in a canonical form means the same function on both
-sides. One job file at a time is loaded in a process; loading another forgets the modules of the one before.
+sides. Settings given when it was submitted travel beside it, as `job.settings.json`, and are applied wherever it is
+loaded. One job file at a time is loaded in a process; loading another forgets the modules of the one before.
 """
 
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import os
 import re
 import sys
@@ -62,12 +64,31 @@ def load_job(path: str | os.PathLike[str], settings: Mapping[str, str] | None = 
     return job_of(load_module(path), settings)
 
 
+def settings_file(path: Path) -> Path:
+    """Where the settings that travel with a job file are: `job.settings.json` for `job.py`."""
+    return path.with_name(f"{path.stem}.settings.json")
+
+
+def _settings(module: ModuleType) -> dict[str, str]:
+    """What travelled with a loaded file."""
+    path = settings_file(Path(module.__file__ or module.__name__))
+    if not path.is_file():
+        return {}
+    try:
+        given = json.loads(path.read_bytes())
+        if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+            raise ValueError("not a mapping of names to texts")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path.name} cannot be read ({error}): submit the job again with --set.") from None
+    return given
+
+
 def job_of(module: ModuleType, settings: Mapping[str, str] | None = None) -> Job:
     """The `job` of a loaded file, with settings; ConfigError if it has none."""
     name = Path(module.__file__ or module.__name__).name
     job = getattr(module, "job", None)
     if isinstance(job, Job):
-        return override(job, settings or {})
+        return override(job, {**_settings(module), **(settings or {})})
     others = sorted(key for key, value in vars(module).items() if isinstance(value, Job))
     if job is None and others:
         raise ConfigError(

@@ -1,0 +1,681 @@
+"""The `hansa` command: what each option means, and which function does it.
+
+Bodies import what they need when they run, so that `hansa --help` costs Typer alone. Global options (`--format`,
+`--verbose`) may stand anywhere on the line. Every failure ends in `terminal.fail`: a sentence, and the exit code of its
+class in `core/errors.py`.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hansa.app import terminal
+
+_GLOBAL_FLAGS = ("--verbose",)
+_GLOBAL_VALUES = ("--format",)
+
+
+def globals_first(args: Sequence[str]) -> list[str]:
+    """The same arguments with the global options in front, where the group looks for them.
+
+    >>> globals_first(["list", "--format", "json", "--", "--verbose"])
+    ['--format', 'json', 'list', '--', '--verbose']
+    """
+    front: list[str] = []
+    rest: list[str] = []
+    waiting = list(args)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            rest += [word, *waiting]
+            break
+        if word in _GLOBAL_FLAGS or word.startswith(tuple(f"{option}=" for option in _GLOBAL_VALUES)):
+            front.append(word)
+        elif word in _GLOBAL_VALUES and waiting:
+            front += [word, waiting.pop(0)]
+        else:
+            rest.append(word)
+    return front + rest
+
+
+class Commands(TyperGroup):
+    """The top of the command line: takes global options anywhere, and turns errors into sentences and exit codes."""
+
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:
+        """As Typer's, with the arguments in order."""
+        terminal.settings.format, terminal.settings.verbose = "text", False
+        return super().main(args=globals_first(sys.argv[1:] if args is None else args), **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As Typer's; nothing but its own exits leaves it."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, MemoryError, RecursionError) as error:
+            raise typer.Exit(terminal.fail(error)) from None
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has seen enough
+            raise typer.Exit(0) from None
+        except Exception as error:
+            if type(error).__module__.startswith(("typer", "click")):
+                raise
+            raise typer.Exit(terminal.fail(error)) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="hansa",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every failure says what to do and ends with a documented code: docs/reference/exit-codes.md",
+)
+job_app = typer.Typer(no_args_is_help=True, help="Look at a job before it runs: show it, check it.")
+enrol_app = typer.Typer(no_args_is_help=True, help="Who may take part: the federation's authority and its members.")
+app.add_typer(job_app, name="job", rich_help_panel="A job")
+app.add_typer(enrol_app, name="enrol", rich_help_panel="A federation")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from hansa import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    format: Annotated[
+        str, typer.Option("--format", metavar="text|json", help="Text for people, or JSON lines.")
+    ] = "text",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Federated learning: one job description, from a simulation on a laptop to a federation of organisations.
+
+    A first run:  hansa new first && hansa simulate first/job.py
+    """
+    if format not in ("text", "json"):
+        raise typer.BadParameter("choose text or json", param_hint="--format")
+    terminal.settings.format, terminal.settings.verbose = format, verbose
+
+
+# -- options that several commands have
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.PY", help="The Python file that defines `job`.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a field of the job, as in rounds=50 or algorithm.work.lr=0.1."
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.TOML", help="Change fields of the job from a TOML file; --set wins."),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="HOST:PORT", envvar="HANSA_SERVER", help="The server. Default: hansa.toml, 127.0.0.1:8443."
+    ),
+]
+IdentityFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity", metavar="FILE.PEM", envvar="HANSA_IDENTITY", help="Your identity, made by `hansa enrol`."
+    ),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="No TLS and no identities: for trying things on this machine alone.")
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it; see `hansa list`.")]
+LastRun = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="The run's id, or the beginning of it; the latest if left out.")
+]
+AuthorityFolder = Annotated[
+    Path, typer.Option("--authority", metavar="DIR", help="The authority's folder.", envvar="HANSA_AUTHORITY")
+]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host", metavar="NAME|IP", help="Where peers dial this member (servers and parties only); repeatable."
+    ),
+]
+Days = Annotated[int | None, typer.Option("--days", help="How long it is valid.")]
+AskPassphrase = Annotated[
+    bool, typer.Option("--passphrase", help="Ask for the passphrase of the authority's key (or set HANSA_PASSPHRASE).")
+]
+
+
+# -- a job
+
+
+@app.command(rich_help_panel="A job")
+def new(
+    name: Annotated[str, typer.Argument(help="The folder to make.")],
+    template: Annotated[
+        str, typer.Option("--template", metavar="numpy|torch", help="What the model is written in.")
+    ] = "numpy",
+) -> None:
+    """Make a folder with a job that runs at once.
+
+    Example:  hansa new first --template torch && hansa simulate first/job.py
+    """
+    from hansa.app.scaffold import scaffold
+
+    scaffold(name, template)
+
+
+@app.command(rich_help_panel="A job")
+def simulate(
+    job: JobFile,
+    clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
+    settings: Settings = None,
+    config: Config = None,
+    runtime: Annotated[
+        str, typer.Option("--runtime", metavar="local|processes", help="One process, or one for each core: same bits.")
+    ] = "local",
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", help="How many processes, if not one a core.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Keep the state here, durable after each round.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last committed round in --state.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the model here, as safetensors.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="Write the best model instead of the last.")] = False,
+) -> None:
+    """Run a job on this machine, with simulated clients.
+
+    Example:  hansa simulate job.py --clients 100 --set rounds=20 --out model.safetensors
+    """
+    from hansa.app.simulate import simulate as run
+
+    run(
+        job, clients=clients, settings=settings or [], config=config, runtime=runtime, processes=processes, state=state,
+        resume=resume, out=out, best=best,
+    )  # fmt: skip
+
+
+@app.command(rich_help_panel="A job")
+def build(
+    job: JobFile,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.HANSA", help="The archive to write.")],
+    identity: IdentityFile = None,
+    settings: Settings = None,
+    config: Config = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", metavar="PATH", help="A further file or folder.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Load and check the job first.")] = True,
+) -> None:
+    """Pack a job into an archive without submitting it; the same folder gives the same hash anywhere.
+
+    Example:  hansa build job.py --out job.hansa --identity alice.pem
+    """
+    from hansa.app.jobs import build as run
+
+    run(job, out, identity, settings or [], config, include or [], check)
+
+
+@job_app.command("show")
+def job_show(
+    job: Annotated[Path, typer.Argument(metavar="JOB.PY|BUNDLE", help="A job file, or an archive.")],
+    settings: Settings = None,
+    config: Config = None,
+    population: Annotated[int | None, typer.Option("--clients", metavar="N", help="Bind for so many clients.")] = None,
+    load: Annotated[
+        bool, typer.Option("--load", help="For an archive: also run its code to dump the job. Read the files first.")
+    ] = False,
+) -> None:
+    """Show what would run: the job's canonical form, its stages as bound, who sees what, and every file.
+
+    An archive is only read, never run, unless you say --load.
+
+    Example:  hansa job show job.hansa | less
+    """
+    from hansa.app.jobs import show
+
+    show(job, settings or [], config, population, load)
+
+
+@job_app.command("check")
+def job_check(
+    job: JobFile,
+    settings: Settings = None,
+    config: Config = None,
+    population: Annotated[
+        int | None, typer.Option("--clients", metavar="N", help="Hold the cohort against so many.")
+    ] = None,
+) -> None:
+    """List every fault of a job, each with its remedy.
+
+    Example:  hansa job check job.py --clients 12 --set cohort=30
+    """
+    from hansa.app.jobs import check
+
+    check(job, settings or [], config, population)
+
+
+@app.command(rich_help_panel="A job")
+def predict(
+    job: Annotated[Path, typer.Option("--job", metavar="JOB.PY", help="The job whose model it is.")],
+    model: Annotated[Path, typer.Option("--model", metavar="FILE", help="Its tensors, from `hansa model` or --out.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="SPEC", help="module.py:function, a .csv, .parquet or .npz file or URL."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.CSV", help="Where to write; stdout if left out.")
+    ] = None,
+    serve: Annotated[
+        str | None, typer.Option("--serve", metavar="HOST:PORT", help="Answer HTTP requests instead (POST /predict).")
+    ] = None,
+    settings: Settings = None,
+    config: Config = None,
+) -> None:
+    """Use a trained model: on a file of data, or as an HTTP service.
+
+    Examples:  hansa predict --job job.py --model model.safetensors --data patients.csv --out predictions.csv
+
+               hansa predict --job job.py --model model.safetensors --serve 127.0.0.1:8000
+    """
+    from hansa.app.predict import predict as run
+
+    run(job, model, data, out, serve, settings or [], config)
+
+
+@app.command(rich_help_panel="A job", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def demo(ctx: typer.Context) -> None:
+    """A server and three hospitals on this machine: real processes, real data, mutual TLS; about a minute.
+
+    Example:  hansa demo
+    """
+    from hansa.app.demo import run
+
+    run(ctx.args)
+
+
+# -- a federation
+
+
+@app.command(rich_help_panel="A federation")
+def server(
+    state: Annotated[
+        Path, typer.Option("--state", metavar="DIR", help="Everything the server knows; made if missing.")
+    ],
+    bind: Annotated[str, typer.Option("--bind", metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:8443",
+    advertise: Annotated[
+        str | None,
+        typer.Option("--advertise", metavar="HOST:PORT", help="Where others dial, if that differs from --bind."),
+    ] = None,
+    identity: IdentityFile = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow", metavar="RULE", help="Which jobs: signer:NAME, hash:HEX. Default: any enrolled submitter's."
+        ),
+    ] = None,
+    revoked: Annotated[
+        Path | None,
+        typer.Option(
+            "--revoked", metavar="FILE.PEM", help="The authority's revocation list; read again when it changes."
+        ),
+    ] = None,
+    insecure: Insecure = False,
+) -> None:
+    """Run the server of a federation; started again with the same command, it goes on where it was.
+
+    Example:  hansa server --state ./state --bind 0.0.0.0:8443 --identity server.pem
+    """
+    from hansa.app.federation import server as run
+
+    run(state, bind, advertise, identity, allow or [], revoked, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def worker(
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", metavar="SPEC", help="Your data: module.py:function, a .csv, .parquet or .npz file or URL."
+        ),
+    ],
+    server: Server = None,
+    identity: IdentityFile = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="RULE",
+            help="Which jobs may run here: signer:NAME, hash:HEX or ask; repeatable. Default: none.",
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state", metavar="DIR", help="Memory between rounds, jobs and decisions. Default: ./NAME.state."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="cpu|cuda:N", help="Where models train.")] = "cpu",
+    revoked: Annotated[
+        Path | None,
+        typer.Option(
+            "--revoked", metavar="FILE.PEM", help="The authority's revocation list; read again when it changes."
+        ),
+    ] = None,
+    insecure: Insecure = False,
+    name: Annotated[str | None, typer.Option("--name", help="Who this worker is; only with --insecure.")] = None,
+) -> None:
+    """Take part with your own data, which never leaves this machine. Dials out; nothing listens here.
+
+    Example:  hansa worker --server hansa.example.org:8443 --identity hospital-a.pem --data patients.csv --allow signer:alice
+    """
+    from hansa.app.federation import worker as run
+
+    run(server, identity, data, allow or [], state, device, revoked, insecure, name)
+
+
+@app.command(rich_help_panel="A federation")
+def submit(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB.PY|BUNDLE", help="The job file, or an archive from `hansa build`.")
+    ],
+    settings: Settings = None,
+    config: Config = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Watch the run to its end; its failure is this command's.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="Begin when so many workers have connected.")
+    ] = 0,
+    server: Server = None,
+    identity: IdentityFile = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", metavar="PATH", help="A further file or folder.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Load and check the job here first.")] = True,
+    insecure: Insecure = False,
+) -> None:
+    """Pack a job with its local modules, sign it, and hand it to the server. Prints the hash and what is inside.
+
+    Example:  hansa submit job.py --server hansa.example.org:8443 --identity alice.pem --set rounds=20 --wait
+    """
+    from hansa.app.federation import submit as run
+
+    run(job, settings or [], config, wait, workers, server, identity, include or [], check, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def watch(run: LastRun = "", server: Server = None, identity: IdentityFile = None, insecure: Insecure = False) -> None:
+    """Follow a run: a table of its rounds, live, until it is over.
+
+    Example:  hansa watch 3f2a
+    """
+    from hansa.app.federation import watch as follow
+
+    follow(run, server, identity, insecure)
+
+
+@app.command("list", rich_help_panel="A federation")
+def list_runs(server: Server = None, identity: IdentityFile = None, insecure: Insecure = False) -> None:
+    """List the runs of a server.
+
+    Example:  hansa list --format json
+    """
+    from hansa.app.federation import list_runs as run
+
+    run(server, identity, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def members(server: Server = None, identity: IdentityFile = None, insecure: Insecure = False) -> None:
+    """List everybody who ever connected to a server, and whether they are there now.
+
+    Example:  hansa members
+    """
+    from hansa.app.federation import members as run
+
+    run(server, identity, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def status(run: LastRun = "", server: Server = None, identity: IdentityFile = None, insecure: Insecure = False) -> None:
+    """Show one run: its state, its last round, and for whom it waits.
+
+    Example:  hansa status 3f2a
+    """
+    from hansa.app.federation import status as show
+
+    show(run, server, identity, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def logs(
+    run: LastRun = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until the run is over.")] = False,
+    server: Server = None,
+    identity: IdentityFile = None,
+    insecure: Insecure = False,
+) -> None:
+    """Print a run's log: the server's lines and the workers'.
+
+    Example:  hansa logs 3f2a --follow
+    """
+    from hansa.app.federation import logs as show
+
+    show(run, follow, server, identity, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def stop(run: Run, server: Server = None, identity: IdentityFile = None, insecure: Insecure = False) -> None:
+    """End a run after its last committed round; `hansa resume` goes on with it.
+
+    Example:  hansa stop 3f2a
+    """
+    from hansa.app.federation import stop as end
+
+    end(run, server, identity, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def resume(run: Run, server: Server = None, identity: IdentityFile = None, insecure: Insecure = False) -> None:
+    """Go on with a run that was stopped or failed, from its last committed round.
+
+    Example:  hansa resume 3f2a
+    """
+    from hansa.app.federation import resume as go_on
+
+    go_on(run, server, identity, insecure)
+
+
+@app.command(rich_help_panel="A federation")
+def model(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the tensors, as safetensors.")],
+    best: Annotated[bool, typer.Option("--best", help="The best model instead of the last committed one.")] = False,
+    job: Annotated[
+        Path | None,
+        typer.Option("--job", metavar="JOB.PY", help="The job, for models with frozen tensors: completes the file."),
+    ] = None,
+    server: Server = None,
+    identity: IdentityFile = None,
+    insecure: Insecure = False,
+) -> None:
+    """Fetch the model of a run.
+
+    Example:  hansa model 3f2a --out model.safetensors
+    """
+    from hansa.app.federation import model as fetch
+
+    fetch(run, out, best, job, server, identity, insecure)
+
+
+# -- enrolment
+
+
+@enrol_app.command("init")
+def enrol_init(
+    federation: Annotated[str, typer.Argument(help="The federation's name, as members will see it.")],
+    authority: AuthorityFolder = Path("authority"),
+    days: Days = None,
+    passphrase: AskPassphrase = False,
+) -> None:
+    """Found a federation: make its authority's key. Keep the folder off the server and off the workers.
+
+    Example:  hansa enrol init "Cardiology study" --authority ./authority --passphrase
+    """
+    from hansa.app.identity_commands import init
+
+    init(federation, authority, days, passphrase)
+
+
+Role = Annotated[str, typer.Option("--role", metavar="server|worker|submitter|party", help="What the member may do.")]
+
+
+@enrol_app.command("issue")
+def enrol_issue(
+    name: Annotated[str, typer.Argument(help="The member's name, unique in the federation.")],
+    role: Role,
+    host: Hosts = None,
+    authority: AuthorityFolder = Path("authority"),
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.PEM", help="Move the identity file here.")] = None,
+    days: Days = None,
+    passphrase: AskPassphrase = False,
+) -> None:
+    """Make a member's keys here and certify them: simple, but the file has to travel safely.
+
+    Example:  hansa enrol issue hospital-a --role worker --out hospital-a.pem
+    """
+    from hansa.app.identity_commands import issue
+
+    issue(name, role, host or [], authority, out, days, passphrase)
+
+
+@enrol_app.command("request")
+def enrol_request(
+    name: Annotated[str, typer.Argument(help="Your name in the federation.")],
+    role: Role,
+    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where to write both files.")] = Path(),
+) -> None:
+    """Make your own keys, which never leave this machine, and a request for the authority.
+
+    Example:  hansa enrol request hospital-a --role worker
+    """
+    from hansa.app.identity_commands import request
+
+    request(name, role, folder)
+
+
+@enrol_app.command("sign")
+def enrol_sign(
+    file: Annotated[Path, typer.Argument(metavar="REQUEST.PEM", help="What the member sent.")],
+    name: Annotated[str, typer.Option("--name", help="Who you agreed it is.")],
+    role: Role,
+    fingerprint: Annotated[
+        str | None, typer.Option("--fingerprint", metavar="HEX", help="What the member told you on another channel.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Sign without comparing fingerprints.")] = False,
+    host: Hosts = None,
+    authority: AuthorityFolder = Path("authority"),
+    days: Days = None,
+    passphrase: AskPassphrase = False,
+) -> None:
+    """Certify the keys of a member that made them itself.
+
+    Example:  hansa enrol sign hospital-a.request.pem --name hospital-a --role worker --fingerprint 3f2a91c0
+    """
+    from hansa.app.identity_commands import sign
+
+    sign(file, name, role, fingerprint, yes, host or [], authority, days, passphrase)
+
+
+@enrol_app.command("accept")
+def enrol_accept(
+    identity: Annotated[Path, typer.Argument(metavar="NAME.PEM", help="Your key file, from `hansa enrol request`.")],
+    certificates: Annotated[Path, typer.Argument(metavar="CERTIFICATES.PEM", help="What the authority sent back.")],
+) -> None:
+    """Complete (or renew) your identity with the certificates that the authority sent.
+
+    Example:  hansa enrol accept hospital-a.pem hospital-a.certificates.pem
+    """
+    from hansa.app.identity_commands import accept
+
+    accept(identity, certificates)
+
+
+@enrol_app.command("renew")
+def enrol_renew(
+    member: Annotated[str, typer.Argument(metavar="NAME|FILE.PEM", help="A member, or its identity file.")],
+    host: Hosts = None,
+    authority: AuthorityFolder = Path("authority"),
+    days: Days = None,
+    passphrase: AskPassphrase = False,
+) -> None:
+    """Give a member's same keys new certificates.
+
+    Example:  hansa enrol renew hospital-a.pem
+    """
+    from hansa.app.identity_commands import renew
+
+    renew(member, host, authority, days, passphrase)
+
+
+@enrol_app.command("revoke")
+def enrol_revoke(
+    member: Annotated[
+        str, typer.Argument(metavar="NAME", help="A member, or the serial number of one certificate as 0x….")
+    ],
+    authority: AuthorityFolder = Path("authority"),
+    passphrase: AskPassphrase = False,
+) -> None:
+    """Shut a member out for good; takes effect where revoked.pem is copied to.
+
+    Example:  hansa enrol revoke hospital-a
+    """
+    from hansa.app.identity_commands import revoke
+
+    revoke(member, authority, passphrase)
+
+
+@enrol_app.command("list")
+def enrol_list(authority: AuthorityFolder = Path("authority"), passphrase: AskPassphrase = False) -> None:
+    """List all members ever enrolled, and until when.
+
+    Example:  hansa enrol list --authority ./authority
+    """
+    from hansa.app.identity_commands import members
+
+    members(authority, passphrase)
+
+
+@enrol_app.command("show")
+def enrol_show(
+    identity: Annotated[Path, typer.Argument(metavar="FILE.PEM", help="An identity file or a request.")],
+) -> None:
+    """Show whose identity (or request) a file is; never a key.
+
+    Example:  hansa enrol show hospital-a.pem
+    """
+    from hansa.app.identity_commands import show
+
+    show(identity)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The console script: runs one command and ends the process with its exit code."""
+    app(args=args, prog_name="hansa")
+
+
+if __name__ == "__main__":
+    main()

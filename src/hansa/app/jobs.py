@@ -1,0 +1,247 @@
+"""A job before it runs: its settings from the command line, its check, its readable dump, and its archive."""
+
+import json
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hansa.app.terminal import emit, hint, say, settings as terminal_settings, size
+from hansa.core.errors import BundleError, ConfigError
+from hansa.core.job import Job
+from hansa.core.model import Role
+from hansa.runtimes.bundle import Bundle, pack
+from hansa.runtimes.jobfile import load_job, settings_file
+
+
+def read_settings(pairs: Sequence[str], config: Path | None = None) -> dict[str, str]:
+    """Settings of a job from `--config` and `--set`; later ones win.
+
+    >>> read_settings(["rounds=50", "algorithm.work.lr=0.1"])
+    {'rounds': '50', 'algorithm.work.lr': '0.1'}
+
+    Raises:
+      ConfigError: a pair without `=`, or a file that is no TOML.
+    """
+    found: dict[str, str] = {}
+    if config is not None:
+        try:
+            found.update(_flat(tomllib.loads(config.read_text(encoding="utf-8"))))
+        except OSError as error:
+            raise ConfigError(f"--config {config} cannot be read ({error.strerror}): check the path.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {config} is no TOML: {error}.") from None
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {pair}: write KEY=VALUE, as in --set rounds=50.")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+
+
+def packed(
+    job: Path, pairs: Mapping[str, str], identity: Any, include: Sequence[str] = (), out: Path | None = None
+) -> Bundle:
+    """Packs a job file, with its settings as a file of their own inside, so that every worker applies the same."""
+    if not pairs:
+        return pack(job, out, identity, include=include)
+    plain = pack(job, None, None, include=include)
+    name = settings_file(Path(plain.entry)).name
+    with tempfile.TemporaryDirectory(prefix="hansa-") as folder:
+        entry = plain.extract(Path(folder) / "job")
+        given = dict(json.loads(plain.files.get(name, b"{}")))
+        text = json.dumps({**given, **pairs}, indent=1, sort_keys=True) + "\n"
+        (entry.parent / name).write_text(text, encoding="utf-8")
+        return pack(entry, out, identity, include=sorted({*plain.files, name}))
+
+
+def check(job: Path, pairs: Sequence[str], config: Path | None, population: int | None) -> None:
+    """`hansa job check`."""
+    loaded = load_job(job, read_settings(pairs, config))
+    loaded.check(population)
+    fingerprint = loaded.fingerprint()
+    emit("checked", job=loaded.name, fingerprint=fingerprint, faults=[])
+    say(f"{job} has no faults (fingerprint {fingerprint[:12]}).")
+
+
+def build(
+    job: Path,
+    out: Path,
+    identity: Path | None,
+    pairs: Sequence[str],
+    config: Path | None,
+    include: Sequence[str],
+    checked: bool,
+) -> None:
+    """`hansa build`."""
+    given = read_settings(pairs, config)
+    if checked:
+        portable(load_job(job, given))
+    bundle = packed(job, given, _identity(identity), include, out)
+    contents(bundle)
+    say(
+        f"written to {out}"
+        + ("" if bundle.signature else ", unsigned: no worker takes it but with --allow hash:… or --insecure")
+    )
+
+
+def portable(job: Job) -> None:
+    """JobError unless a job has no faults and can be rebuilt by name in another process."""
+    job.check()
+    job.worker_form()
+
+
+def _identity(path: Path | None) -> Any:
+    from hansa.crypto.identity import Identity
+
+    return None if path is None else Identity.load(path)
+
+
+def contents(bundle: Bundle) -> None:
+    """Says a bundle's hash and what is inside."""
+    signer = bundle.signature.claimed_signer.name if bundle.signature else None
+    files = {name: len(bundle.files[name]) for name in sorted(bundle.files)}
+    needs = sorted(set(bundle.requires.values()))
+    emit("bundle", hash=bundle.hash, entry=bundle.entry, signer=signer, files=files, needs=needs)
+    say(f"hash    {bundle.hash}")
+    say(f"signer  {signer or 'nobody'}")
+    say(f"needs   {', '.join(needs) or 'nothing but Hansa'}")
+    for name, length in files.items():
+        say(f"file    {name} ({size(length)}){'  ← the job' if name == bundle.entry else ''}")
+
+
+def show(job: Path, pairs: Sequence[str], config: Path | None, population: int | None, load: bool) -> None:
+    """`hansa job show`."""
+    given = read_settings(pairs, config)
+    if job.suffix == ".py":
+        _dump(load_job(job, given), population)
+        try:
+            contents(packed(job, given, None))
+        except BundleError as error:
+            hint(f"cannot be packed: {error}")
+        return
+    bundle = Bundle.open(job)
+    if terminal_settings.json:
+        contents(bundle)
+    else:
+        print(bundle.describe())
+    if load:
+        bundle.check_installed()
+        with tempfile.TemporaryDirectory(prefix="hansa-") as folder:
+            _dump(load_job(bundle.extract(Path(folder) / "job"), given), population)
+    elif not terminal_settings.json:
+        hint("its code was not run; --load dumps the job it defines, once you have read it")
+
+
+def _dump(job: Job, population: int | None) -> None:
+    """The job as it binds, for people or as one JSON object."""
+    count = population or max(1, round(job.who.expected(1 << 20)))
+    job.check(population)
+    facts = _facts(job, count)
+    emit("job", **facts)
+    if terminal_settings.json:
+        return
+    say(f"job '{job.name}', fingerprint {facts['fingerprint']}")
+    say("\ncanonical form (what the fingerprint is of)")
+    say("\n".join(f"  {line}" for line in readable(job.canonical()).split("\n")))
+    say(f"\nbound for {count} clients, {facts['expected']:g} of them a round, {job.rounds} rounds")
+    for stage in facts["stages"]:
+        say(f"  {stage['stage']}")
+        for event in stage["releases"]:
+            say(f"      releases {event['mechanism']} noise of multiplier {event['noise_multiplier']:g}")
+        for name, part in stage["parts"].items():
+            say(f"      {name}: {part}")
+    say(f"  {facts['reducer']}")
+    say(f"\none message has about {size(facts['message_bits'] / 8)}")
+    say("\nwho sees what")
+    for who, what in facts["sees"].items():
+        say(f"  {who}: {what}")
+    say("")
+
+
+def _facts(job: Job, population: int) -> dict[str, Any]:
+    bound = job.bind(population)
+    stages = [
+        {
+            "stage": repr(stage),
+            "parts": {
+                name: f"{part.count} numbers, {part.bits:g} bits each, L2 ≤ {part.l2:g}"
+                for name, part in step.out.parts.items()
+            },
+            "releases": [vars(event) for event in step.events()],
+        }
+        for stage, step in zip(job.pipeline.stages, bound.steps, strict=True)
+    ]
+    roles: dict[str, list[str]] = {}
+    for name in job.model.shapes():
+        roles.setdefault(job.model.role(name).name.lower(), []).append(name)
+    return {
+        "name": job.name, "fingerprint": job.fingerprint(), "canonical": job.canonical(), "rounds": job.rounds,
+        "population": population, "expected": job.who.expected(population), "stages": stages,
+        "reducer": repr(job.pipeline.reducer), "message_bits": bound.bits(), "roles": roles, "sees": _sees(job, bool(bound.events())),
+    }  # fmt: skip
+
+
+def _sees(job: Job, noisy: bool) -> dict[str, str]:
+    """Who sees what, in words, from the reducer's own declaration and the tensors' roles."""
+    reducer = job.pipeline.reducer
+    one_by_one = reducer is None or reducer.sees == "each"
+    private = [name for name in job.model.shapes() if job.model.role(name) == Role.PRIVATE]
+    server = (
+        "each worker's update, after the stages above" if one_by_one else "the sum of the updates, and no single one"
+    )
+    if noisy:
+        server += "; noise is added before anything is published"
+    workers = "the model of each round" + ("" if not job.down.stages else ", after the stages downwards")
+    metrics = ", ".join(job.model.metrics) or "none"
+    found = {
+        "the server": server + f"; metrics of local training ({metrics}), weights",
+        "a worker": workers + "; nothing of other workers",
+        "whoever fetches the model": "the aggregated model",
+        "nobody but the worker": "its data, its memory" + (f", its private tensors {private}" if private else ""),
+    }
+    if job.query is not None:
+        found["the server"] += f"; answers to the query ({', '.join(job.answers)})"
+    return found
+
+
+def readable(form: Any, depth: int = 0) -> str:
+    """A canonical form as indented lines that look like Python.
+
+    >>> print(readable({"$type": "hansa.stages.sum:Sum", "fields": {}}))
+    hansa.stages.sum:Sum()
+    """
+    pad = "  " * (depth + 1)
+    if isinstance(form, dict):
+        if "$float" in form:
+            return repr(float.fromhex(form["$float"]))
+        if "$name" in form:
+            return str(form["$name"])
+        if "$type" in form:
+            inner = [f"{pad}{name}={readable(value, depth + 1)}" for name, value in form["fields"].items()]
+            return f"{form['$type']}(" + ("\n" + "\n".join(inner) + ")" if inner else ")")
+        if "$sequence" in form:
+            items = [readable(item, depth + 1) for item in form["$sequence"]]
+            return "[" + (
+                "\n" + "\n".join(pad + item for item in items) + "]"
+                if any("\n" in i for i in items)
+                else ", ".join(items) + "]"
+            )
+        if "$mapping" in form:
+            return (
+                "{"
+                + ", ".join(f"{readable(k, depth + 1)}: {readable(v, depth + 1)}" for k, v in form["$mapping"])
+                + "}"
+            )
+        if "$tensors" in form and not form["$tensors"]:
+            return "no tensors"
+    return json.dumps(form, ensure_ascii=False)

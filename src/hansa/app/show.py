@@ -1,0 +1,186 @@
+"""The rounds of a run as they are committed: a live table in a terminal, plain lines elsewhere, JSON for machines.
+
+           train
+    round   loss  accuracy  clients       up     down     time  dropped
+     1/50  0.6931    0.5012    10/10    21 kB    21 kB    12 ms
+     2/50  0.5120    0.8122     9/10    19 kB    21 kB    14 ms  clinic-7 (its lease ran out)
+    ━━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━━━━━━━━ 2/50 0:00:01 left
+
+Finished rounds scroll by above and stay; only the bar below them is redrawn.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from hansa.app.terminal import console, emit, is_live, number, say, settings, size, span
+
+Epsilon = Callable[[int], float | None]
+
+_GROUPS = {"train": "train", "workers": "workers", "central": "test"}  # field of a record: what people see
+
+
+class Rounds:
+    """Shows the rounds of one run; a context manager.
+
+    Args:
+      name: of the job, for the bar.
+      total: rounds in all; None if it is not known.
+      done: rounds that were committed before.
+      epsilon: rounds to the ε they cost, for jobs with protective noise.
+    """
+
+    def __init__(self, name: str, total: int | None, done: int = 0, epsilon: Epsilon | None = None) -> None:
+        self.total, self.done = total, done
+        self.shown: Mapping[str, Any] = {}
+        self._name, self._epsilon = name, epsilon
+        self._columns: dict[str, int] = {}
+        self._seen: set[str] = set()
+        self._progress: Any = None
+        self._bar: Any = None
+
+    def __enter__(self) -> "Rounds":
+        if is_live():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("left"), TextColumn("{task.fields[waiting]}", style="yellow"),
+                console=console(), transient=True,
+            )  # fmt: skip
+            self._progress.start()
+            self._bar = self._progress.add_task(
+                plain_name(self._name), total=self.total, completed=self.done, waiting=""
+            )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Shows one committed round, given as `Record.to_json` makes it."""
+        self.shown, self.done = record, int(record["round"]) + 1
+        epsilon = self._epsilon(self.done) if self._epsilon is not None else None
+        if settings.json:
+            emit("round", **record, **({"epsilon": epsilon} if self._epsilon is not None else {}))
+            return
+        metrics = metrics_of(record)
+        if self._progress is None:
+            say(self._line(record, metrics, epsilon))
+            return
+        self._row(record, metrics, epsilon)
+        self._progress.update(self._bar, completed=self.done, waiting="")
+
+    def waiting(self, what: str) -> None:
+        """Says below the table whom or what the run waits for; an empty text takes it away."""
+        if self._progress is not None:
+            self._progress.update(self._bar, waiting=plain_name(what))
+
+    def _where(self) -> str:
+        return f"{self.done}/{self.total}" if self.total else str(self.done)
+
+    def _line(self, record: Mapping[str, Any], metrics: Mapping[str, float], epsilon: float | None) -> str:
+        parts = [
+            f"round {self._where()}", *(f"{name} {number(value)}" for name, value in metrics.items()),
+            f"clients {record['counted']}/{record['asked']}",
+            f"up {size(record['up_bytes'])}", f"down {size(record['down_bytes'])}", span(record["seconds"]),
+        ]  # fmt: skip
+        if self._epsilon is not None:
+            parts.append(f"ε {number(epsilon)}")
+        if record.get("dropped"):
+            parts.append(f"dropped: {dropped(record['dropped'])}")
+        return "  ".join(parts)
+
+    def _row(self, record: Mapping[str, Any], metrics: Mapping[str, float], epsilon: float | None) -> None:
+        from rich.text import Text
+
+        cells = {
+            "round": self._where(), **{name: number(value) for name, value in metrics.items()},
+            "clients": f"{record['counted']}/{record['asked']}", "up": size(record["up_bytes"]),
+            "down": size(record["down_bytes"]), "time": span(record["seconds"]),
+        }  # fmt: skip
+        if self._epsilon is not None:
+            cells["ε"] = number(epsilon)
+        out = self._progress.console
+        if not set(cells) <= self._seen:
+            self._seen |= set(cells)
+            self._columns = columns(cells, self._seen, len(str(self.total or 999)), out.width)
+            for line in heading(self._columns):
+                out.print(Text(line, style="bold"))
+        text = Text("  ".join(cells.get(name, "–").rjust(width) for name, width in self._columns.items()))
+        if record.get("dropped"):
+            left = max(20, out.width - len(text) - 3)
+            why = dropped(record["dropped"])
+            text.append("  " + (why if len(why) <= left else why[: left - 1] + "…"), style="yellow")
+        out.print(text)
+
+
+def columns(cells: Iterable[str], seen: Iterable[str], digits: int, width: int) -> dict[str, int]:
+    """The columns of the table and their widths; where the terminal is too narrow, the least missed are left out."""
+    metrics = sorted(
+        {name for name in (*cells, *seen) if " " in name},
+        key=lambda name: (list(_GROUPS.values()).index(name.split()[0]), name.split()[1:] != ["loss"], name),
+    )
+    names = ["round", *metrics, "clients", "up", "down", "time", *(["ε"] if "ε" in cells else [])]
+    least = {"round": 2 * digits + 1, "clients": 7}
+    found = {name: max(len(name.split(" ")[-1]), least.get(name, 7)) for name in names}
+    for spare in ("down", "up", *(name for name in names if name.startswith("train ")), "time"):
+        if sum(found.values()) + 2 * len(found) > width and spare in found:
+            del found[spare]
+    return found
+
+
+def heading(widths: Mapping[str, int]) -> list[str]:
+    """Two lines: whose metrics, and the names of the columns."""
+    groups = [name.split(" ")[0] if " " in name else "" for name in widths]
+    first = [group if group != before else "" for before, group in zip(["", *groups], groups, strict=False)]
+    above = "  ".join(group.rjust(width) for group, width in zip(first, widths.values(), strict=True)).rstrip()
+    below = "  ".join(name.split(" ", 1)[-1].rjust(width) for name, width in widths.items())
+    return [above, below + "  dropped"] if above else [below + "  dropped"]
+
+
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """A record's metrics under the names people see: `train loss`, `test loss` (central), `workers loss`."""
+    return {
+        f"{shown} {name}": value
+        for group, shown in _GROUPS.items()
+        for name, value in (record.get(group) or {}).items()
+    }
+
+
+def dropped(reasons: Mapping[str, str]) -> str:
+    """Who is not in the round and why, the first few by name."""
+    named = [f"{client} ({reason})" for client, reason in list(reasons.items())[:3]]
+    more = len(reasons) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """The last metrics as one phrase."""
+    return ", ".join(f"{name} {number(value)}" for name, value in metrics_of(record).items())
+
+
+def plain_name(text: str) -> str:
+    """Text as rich's progress columns show it literally."""
+    return text.replace("[", "\\[")
+
+
+def epsilon_of(job: Any, population: int) -> Epsilon | None:
+    """What so many rounds of a job cost in privacy; None if it has no protective noise or nothing here can tell."""
+    if not job.bind(population).events():
+        return None
+    try:
+        from dataclasses import replace
+        from importlib import import_module
+
+        measure = import_module("hansa.privacy").epsilon
+    except (ImportError, AttributeError):
+        return lambda rounds: None
+    delta = job.delta or min(1e-5, 1 / (10 * population))
+
+    def cost(rounds: int) -> float | None:
+        value = measure(replace(job, rounds=rounds), population=population, delta=delta)
+        return None if value is None else float(value)
+
+    return cost
