@@ -35,11 +35,12 @@ class Tensors(Mapping[str, Array]):
     (['b', 'w'], [0.0, 3.0], 6)
     """
 
-    __slots__ = ("_arrays", "_names")
+    __slots__ = ("_arrays", "_names", "_shapes")
 
     def __init__(self, arrays: Mapping[str, Array] | None = None, /) -> None:
         given = {} if arrays is None else arrays
         self._names = tuple(sorted(given))
+        self._shapes: Shapes | None = getattr(given, "shapes", None)
         self._arrays: Mapping[str, Array] = (
             given if hasattr(given, "blocks") else {name: _numeric(name, given[name]) for name in self._names}
         )
@@ -75,10 +76,9 @@ class Tensors(Mapping[str, Array]):
     @property
     def shapes(self) -> Shapes:
         """Name to (shape, dtype name)."""
-        lazy = getattr(self._arrays, "shapes", None)
-        if lazy is not None:
-            return lazy  # type: ignore[no-any-return]
-        return {name: (tuple(self[name].shape), dtype_name(self[name])) for name in self}
+        if self._shapes is None:
+            self._shapes = {name: (tuple(self[name].shape), dtype_name(self[name])) for name in self}
+        return self._shapes
 
     @property
     def count(self) -> int:
@@ -103,7 +103,7 @@ class Tensors(Mapping[str, Array]):
     def first_not_finite(self) -> str | None:
         """The name of the first array with a NaN or an infinity, or None."""
         for name, (_, dtype) in self.shapes.items():
-            if dtype.startswith("float") and not all(np.isfinite(block).all() for _, block in self.blocks(name)):
+            if dtype.startswith("float") and not all(finite(block) for _, block in self.blocks(name)):
                 return name
         return None
 
@@ -200,6 +200,12 @@ def squares(block: np.ndarray) -> np.float64:
     return np.float64(np.add.reduce(wide.reshape(-1)))
 
 
+def finite(block: np.ndarray) -> bool:
+    """Whether all numbers are finite: by one product, which is infinite or NaN if any is, and looked at closely then."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.dot(block, block)) or np.isfinite(block).all())
+
+
 def stack(trees: Sequence[Tensors]) -> Tensors:
     """Trees of equal shapes along a new leading client axis; one tree becomes a view of length 1."""
     if len(trees) == 1:
@@ -209,12 +215,18 @@ def stack(trees: Sequence[Tensors]) -> Tensors:
 
 def dtype_name(array: Array) -> str:
     """'float32' for NumPy's and torch's arrays alike."""
-    return str(array.dtype).removeprefix("torch.")
+    name = _DTYPE_NAMES.get(array.dtype)
+    if name is None:
+        name = _DTYPE_NAMES[array.dtype] = str(array.dtype).removeprefix("torch.")
+    return name
+
+
+_DTYPE_NAMES: dict[Any, str] = {}  # NumPy takes microseconds to spell one
 
 
 def _numeric(name: str, array: Array) -> Array:
     if isinstance(array, np.ndarray) or not hasattr(array, "dtype"):
         array = np.asarray(array)
-        if array.dtype.kind not in "fiub" or not array.dtype.isnative:
+        if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8 or not array.dtype.isnative:
             raise TensorMismatch(f"'{name}' is of type {array.dtype}: tensors are native floats, integers or booleans.")
     return array
