@@ -120,7 +120,11 @@ def plain(text: str) -> Any:
 def fail(error: BaseException) -> int:
     """Says what went wrong and gives the exit code of its class."""
     if isinstance(error, KeyboardInterrupt):
-        code, name, message = 130, "interrupted", "interrupted: start again with the same command to go on"
+        code, name, message = (
+            130,
+            "interrupted",
+            str(error) or "interrupted: start again with the same command to go on",
+        )
     elif isinstance(error, HansaError):
         code, name, message = error.exit_code, type(error).__name__, str(error)
     else:

@@ -1,0 +1,158 @@
+"""`hansa simulate`: a job and its simulated clients on this machine, in one process or in several."""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from hansa.app.jobs import read_settings
+from hansa.app.show import Rounds, epsilon_of, summary
+from hansa.app.terminal import emit, hint, say, span
+from hansa.core.data import Clients
+from hansa.core.errors import ConfigError, MissingExtra
+from hansa.core.job import Job
+from hansa.core.runtime import Runtime
+from hansa.core.tensors import Tensors
+from hansa.runtimes.history import History
+from hansa.runtimes.jobfile import clients_of, job_of, load_module
+
+if TYPE_CHECKING:
+    from hansa.runtimes.store import SqlStore
+
+
+def simulate(
+    job: Path,
+    *,
+    clients: int | None = None,
+    settings: Sequence[str] = (),
+    config: Path | None = None,
+    runtime: str = "local",
+    processes: int | None = None,
+    state: Path | None = None,
+    resume: bool = False,
+    out: Path | None = None,
+    best: bool = False,
+) -> None:
+    """Runs `hansa simulate`; arguments are its options.
+
+    Raises:
+      HansaError: the job file, the job, the state folder or a round failed; see the classes.
+    """
+    how = _runtime(runtime, processes)
+    given = read_settings(settings, config)
+    if resume and state is None:
+        raise ConfigError("--resume goes on from a state: give --state DIR, the folder the run was begun with.")
+    if best and out is None:
+        raise ConfigError("--best says which model to write: give --out FILE as well.")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    module = load_module(job)
+    loaded = job_of(module, given)
+    people = clients_of(module, clients)
+    loaded.check(len(people))
+    if best and not loaded.evaluation.best:
+        raise ConfigError("--best, but the job keeps none: name its metric, as in Evaluation(data=..., best='loss').")
+    if state is None:
+        history = _run(how, loaded, people, {}, 0, None)
+    else:
+        history = _durable(how, loaded, people, state, resume)
+    if out is not None:
+        history.save(out, best=best)
+        emit("model", path=str(out), best=best)
+        say(f"model written to {out}")
+
+
+def _runtime(name: str, processes: int | None) -> Runtime:
+    if name == "local" and processes is None:
+        from hansa.runtimes.local import Local
+
+        return Local()
+    if name not in ("local", "processes"):
+        raise ConfigError(f"--runtime {name}: choose local or processes.")
+    if name == "local":
+        raise ConfigError(
+            f"--processes {processes} with --runtime local, which is one process: add --runtime processes."
+        )
+    from hansa.runtimes.processes import Processes
+
+    return Processes(processes)
+
+
+def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done: int, state: Path | None) -> History:
+    """Trains and shows it."""
+    emit("started", job=job.name, clients=len(people), rounds=job.rounds, done=done, fingerprint=job.fingerprint())
+    begun = time.perf_counter()
+    with Rounds(job.name, job.rounds, done, epsilon_of(job, len(people))) as rounds:
+        try:
+            history: History = how.run(job, people, observe=lambda record: rounds.add(record.to_json()), **options)
+        except KeyboardInterrupt:
+            kept = "nothing of it was kept; --state DIR keeps each round" if state is None else "add --resume to go on"
+            raise KeyboardInterrupt(f"interrupted after {rounds.done} of {job.rounds} rounds: {kept}") from None
+    took = time.perf_counter() - begun
+    last = history.rounds[-1].to_json() if history.rounds else {}
+    emit("finished", rounds=len(history.rounds), seconds=took, last=last)
+    said = f"{len(history.rounds) - done} rounds with {len(people)} clients in {span(took)}"
+    say(f"{said}: {summary(last)}" if last else said)
+    return history
+
+
+def _durable(how: Runtime, job: Job, people: Clients, state: Path, resume: bool) -> History:
+    """The same with its state in a folder."""
+    try:
+        from hansa.runtimes.store import SqlStore
+    except ImportError as error:
+        raise MissingExtra("--state", error.name or "sqlalchemy", "store") from None
+    if not state.absolute().parent.is_dir():
+        raise ConfigError(f"--state {state}: there is no folder {state.parent}; make it first.")
+    with closing(SqlStore(state)) as store:
+        run, done = _begin(store, job, state, resume)
+        options = {"store": store.run(run), "memories": _Memories(state / "memory" / run)}
+        store.set_state(run, "running")
+        try:
+            history = _run(how, job, people, options, done, state)
+        except KeyboardInterrupt:
+            store.set_state(run, "stopped", "interrupted")
+            raise
+        except Exception as error:
+            store.set_state(run, "failed", str(error))
+            raise
+        store.set_state(run, "done")
+        return history
+
+
+def _begin(store: "SqlStore", job: Job, state: Path, resume: bool) -> tuple[str, int]:
+    """The run to go on with, or a new one; and how many of its rounds are committed."""
+    runs = store.runs()
+    if runs and not resume:
+        raise ConfigError(
+            f"--state {state} holds a run already: add --resume to go on with it, or choose another folder."
+        )
+    if not runs:
+        if resume:
+            hint(f"{state} holds no run yet: this one begins")
+        fingerprint = job.fingerprint()
+        return store.add_run(name=job.name, bundle="", submitter="", fingerprint=fingerprint, rounds=job.rounds), 0
+    run = str(runs[-1]["id"])
+    saved = store.run(run).load()
+    return run, saved.round if saved is not None else 0
+
+
+class _Memories:
+    """What simulated clients remember, on disk; any text may be a client's id."""
+
+    def __init__(self, folder: Path) -> None:
+        from hansa.runtimes.grpc.executor import DiskMemories
+
+        self._disk = DiskMemories(folder)
+
+    def load(self, client: str, since: str) -> Tensors:
+        return self._disk.load(self._name(client), since)
+
+    def save(self, client: str, name: str, memory: Tensors) -> None:
+        self._disk.save(self._name(client), name, memory)
+
+    @staticmethod
+    def _name(client: str) -> str:
+        return "c-" + quote(client, safe="")
