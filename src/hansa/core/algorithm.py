@@ -100,6 +100,7 @@ class Algorithm(ABC):
         """
         start = down.part("model")
         fit = model.fit(start, data, self.work, rng)
+        start.meets(fit.params, f"what {type(model).__name__}.fit gave")
         return Update(difference=fit.params - start, weight=float(len(data)), metrics=fit.metrics)
 
     def discount(self, staleness: int) -> float:

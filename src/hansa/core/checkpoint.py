@@ -52,7 +52,10 @@ def buffers(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> list
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little") + text, *(memoryview(arrays[name]).cast("B") for name in order if arrays[name].size)]
+    return [
+        len(text).to_bytes(8, "little") + text,
+        *(arrays[name].data.cast("B") for name in order if arrays[name].size),
+    ]
 
 
 def dump(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -209,6 +212,8 @@ def _entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, 
             raise ValueError(f"unknown keys in {sorted(entry)}")
         if not all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end)):
             raise ValueError("sizes are not natural numbers")
+        if len(shape) > 32 or math.prod(n for n in shape if n) >= 1 << 58:
+            raise ValueError("more axes or elements than an array can have")
         return dtype, shape, begin, end
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"the header's entry for '{name}' is unusable: {error!r}.") from None

@@ -125,5 +125,7 @@ def load(source: Callable[[], Any]) -> Any:
     """Calls a loader and says which one failed to give data."""
     data = source()
     if not hasattr(data, "__len__"):
-        raise DataError(f"{getattr(source, '__qualname__', source)} returned {type(data).__name__}, which has no length.")
+        raise DataError(
+            f"{getattr(source, '__qualname__', source)} returned {type(data).__name__}, which has no length."
+        )
     return data

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class Job:
     down: Pipeline = field(default_factory=Pipeline)
     cohort: int | None = None
     sampling: Sampling | None = None
-    rounds: int = 1
+    rounds: int = field(default=1, metadata=SPEED)
     evaluation: Evaluation = field(default_factory=Evaluation)
     query: Callable[[Any], Metrics] | None = None
     answers: Mapping[str, float] = field(default_factory=dict)
@@ -129,7 +130,7 @@ class Job:
         def named(role: Role) -> dict[str, tuple[tuple[int, ...], str]]:
             return {name: shape for name, shape in shapes.items() if roles.get(name, Role.TRAINABLE) == role}
 
-        params = Tensors({name: np.zeros(*shape) for name, shape in {**named(Role.TRAINABLE), **named(Role.BUFFER)}.items()})
+        params = Tensors({name: np.zeros(*shape) for name, shape in self._sent_shapes().items()})
         parts = {
             "value": Part(shapes=named(Role.TRAINABLE)),
             "buffers": Part(shapes=named(Role.BUFFER)),
@@ -141,7 +142,7 @@ class Job:
 
     def _metric_part(self, names: Mapping[str, float]) -> Part:
         bound = self.max_examples * max([1.0, *names.values()])
-        shapes = {name: ((2,), "float64") for name in names}
+        shapes = dict.fromkeys(names, ((2,), "float64"))
         return Part(shapes=shapes, bits=64, l2=bound * math.sqrt(2 * max(1, len(names))), linf=bound)
 
     def bind(self, population: int, kind: str = "train") -> Bound:
@@ -199,13 +200,16 @@ class Job:
         if self.down.reducer is not None:
             yield "the pipeline downwards has a reducer, but nothing is added up on the way down: leave it out."
         if self.algorithm.keeps_memory and self.who.max_staleness:
-            yield f"{type(self.algorithm).__name__} keeps memory at the worker, which stale updates corrupt: set max_staleness=0."
+            name = type(self.algorithm).__name__
+            yield f"{name} keeps memory at the worker, which stale updates corrupt: set max_staleness=0."
         evaluation = self.evaluation
         if evaluation.best and not (evaluation.data or evaluation.central or evaluation.workers != 0):
-            yield f"best='{evaluation.best}' but nothing is evaluated: give Evaluation(data=...), central=... or workers=..."
+            yield f"best='{evaluation.best}' but nothing is evaluated: give Evaluation data, central or workers."
+        elif evaluation.best and evaluation.central is None and evaluation.best not in self.model.metrics:
+            yield f"best='{evaluation.best}' is no metric of the model: choose from {sorted(self.model.metrics)}."
         unknown = sorted(set(self.model.roles()) - set(self.model.shapes()))
         if unknown:
-            yield f"roles are given for {unknown}, which the model does not have: it has {sorted(self.model.shapes())[:8]}."
+            yield f"roles for {unknown}, which the model does not have: it has {sorted(self.model.shapes())[:8]}."
         if not self.signal.parts.get("value"):
             yield "the model has no trainable tensor: give at least one the role TRAINABLE."
         if (self.epsilon is None) != (self.delta is None):
@@ -220,11 +224,11 @@ class Job:
         if bound is None:
             return
         if bound.events() and evaluation.workers != 0:
-            yield "evaluation on workers would release exact metrics of a differentially private job: set workers=0 and evaluate centrally."
+            yield "evaluation on workers releases exact metrics of a private job: set workers=0, evaluate centrally."
         if bound.events() and self.signal.parts.get("buffers"):
-            yield "buffers (batch norm's statistics) change under differential privacy, which releases them: make them FROZEN, or use group norm."
+            yield "buffers (batch norm's statistics) are released without noise: make them FROZEN, or use group norm."
         if self.epsilon is not None and not bound.events():
-            yield f"epsilon={self.epsilon} but no stage adds noise: add one, as in Gaussian(1.0), or leave the budget out."
+            yield f"epsilon={self.epsilon} but no stage adds noise: add Gaussian(1.0), or leave the budget out."
 
     # -- identity
 
@@ -275,13 +279,19 @@ def canonical(thing: Any) -> Any:
     if isinstance(thing, functools.partial):
         return {"$partial": canonical(thing.func), "args": canonical(thing.args), "keywords": canonical(thing.keywords)}
     if isinstance(thing, Mapping):
-        return {"$mapping": [[canonical(key), canonical(value)] for key, value in sorted(thing.items(), key=lambda kv: str(kv[0]))]}
+        return {
+            "$mapping": [
+                [canonical(key), canonical(value)] for key, value in sorted(thing.items(), key=lambda kv: str(kv[0]))
+            ]
+        }
     if isinstance(thing, tuple | list | set | frozenset):
         items = sorted(thing, key=str) if isinstance(thing, set | frozenset) else thing
         return {"$sequence": [canonical(item) for item in items]}
     if callable(thing):
         return {"$name": _name(thing)}
-    raise ConfigError(f"a job cannot hold a {type(thing).__name__}: use numbers, strings, frozen dataclasses and named functions.")
+    raise ConfigError(
+        f"a job cannot hold a {type(thing).__name__}: use numbers, strings, frozen dataclasses and named functions."
+    )
 
 
 def rebuild(form: Any) -> Any:
@@ -321,7 +331,10 @@ def named(name: str) -> Any:
 def _name(thing: Any) -> str:
     # Python's spawned children call the parent's main module __mp_main__.
     module = "__main__" if thing.__module__ == "__mp_main__" else thing.__module__
-    return f"{module}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    owner = getattr(thing, "__self__", None)
+    if not hasattr(thing, "__qualname__") or not (owner is None or isinstance(owner, type | ModuleType)):
+        return f"{module}:{type(owner or thing).__qualname__}.<instance>"  # its own state cannot be named
+    return f"{module}:{thing.__qualname__}"
 
 
 def _local(form: Any, where: str) -> Iterator[str]:
@@ -331,7 +344,7 @@ def _local(form: Any, where: str) -> Iterator[str]:
             yield from _local(item, f"{where}[{i}]")
     elif isinstance(form, dict):
         name = form.get("$name") or form.get("$type")
-        if isinstance(name, str) and ("<lambda>" in name or "<locals>" in name):
+        if isinstance(name, str) and "<" in name:
             yield f"{where} is '{name}', which lives in this process alone: define it at the top of a module."
         if "$array" in form:
             yield f"{where} is an array, which a job cannot carry to another process: give a function that loads it."
@@ -354,7 +367,9 @@ def override(job: Job, settings: Mapping[str, str]) -> Job:
 def _set(thing: Any, path: Sequence[str], key: str, text: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else {}
     if path[0] not in fields:
-        raise ConfigError(f"unknown key '{key}': {type(thing).__name__} has {', '.join(sorted(fields)) or 'no fields'}.")
+        raise ConfigError(
+            f"unknown key '{key}': {type(thing).__name__} has {', '.join(sorted(fields)) or 'no fields'}."
+        )
     old = getattr(thing, path[0])
     if len(path) > 1:
         new = _set(old, path[1:], key, text)
@@ -365,6 +380,8 @@ def _set(thing: Any, path: Sequence[str], key: str, text: str) -> Any:
             new = text
         if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
             new = float(new)
+        if isinstance(old, tuple) and isinstance(new, list):
+            new = tuple(new)
         if old is not None and new is not None and type(new) is not type(old):
             raise ConfigError(f"{key}={text}: a {type(old).__name__} is expected, as in {old!r}.")
     changes = {path[0]: new}

@@ -1,7 +1,7 @@
 """What was released about a population, and by which mechanism.
 
-A ledger is append-only. It holds facts, not costs: what they cost in privacy is computed by `hansa.privacy`, which gives
-no ε at all for an event it does not know, never a wrong one.
+A ledger is append-only. It holds facts, not costs: what they cost in privacy is computed by `hansa.privacy`, which
+gives no ε at all for an event it does not know, never a wrong one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -67,12 +67,16 @@ class Ledger:
 
     def to_json(self) -> list[Any]:
         """Lists and dictionaries that `from_json` reads."""
-        return [[entry.round, entry.attempt, vars(entry.event)] for entry in self.entries]
+        # Most rounds release the same: each event is written once, so that 10⁴ rounds stay cheap in every checkpoint.
+        events = list(dict.fromkeys(entry.event for entry in self.entries))
+        place = {event: index for index, event in enumerate(events)}
+        return [[vars(event) for event in events], [[e.round, e.attempt, place[e.event]] for e in self.entries]]
 
     @staticmethod
     def from_json(entries: list[Any]) -> "Ledger":
         """The ledger that `to_json` wrote."""
         try:
-            return Ledger(tuple(Entry(int(r), int(a), Event(**event)) for r, a, event in entries))
-        except (TypeError, ValueError) as error:
+            events = [Event(**event) for event in entries[0]]
+            return Ledger(tuple(Entry(int(r), int(a), events[place]) for r, a, place in entries[1]))
+        except (LookupError, TypeError, ValueError) as error:
             raise CorruptFile(f"the ledger is unreadable: {error!r}.") from None

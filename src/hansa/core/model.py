@@ -87,6 +87,8 @@ class LocalWork:
             raise ConfigError(f"optimiser='{self.optimiser}': choose 'sgd' or 'adam', or override Model.fit.")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum={self.momentum}: it lies in [0, 1).")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={self.betas}: both lie in [0, 1).")
         for name in ("weight_decay", "proximal"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: it may not be negative.")
@@ -139,8 +141,8 @@ class Model(ABC):
     """
 
     metrics: Mapping[str, float] = {"loss": math.inf}
-    """Names of the metrics that `fit` and `evaluate` give, each with the largest value one example can have. A plain sum
-    takes any bound; a secure sum refuses an infinite one."""
+    """Names of the metrics that `fit` and `evaluate` give, each with the largest value one example can have. A plain
+    sum takes any bound; a secure sum refuses an infinite one."""
 
     @abstractmethod
     def init(self, seed: int) -> Tensors:

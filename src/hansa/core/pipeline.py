@@ -5,13 +5,14 @@
 
 `Pipeline.bind` runs before any data, in two passes. Forward: each stage reads the `Signal` (shapes, domain, bounds of
 every part) and says what it makes of it. Backward: the sensitivity of the decoded total is carried from the reducer to
-the stage that adds noise, through every later stage, since quantisation widens it. Nobody types the clipping norm twice.
+the stage that adds noise, through every later stage, since quantisation widens it. Nobody types the clip norm twice.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -67,7 +68,9 @@ class Signal:
     @property
     def shapes(self) -> Shapes:
         """Flat names to shapes, as a message has them."""
-        return {f"{part}/{name}": shape for part in sorted(self.parts) for name, shape in self.parts[part].shapes.items()}
+        return {
+            f"{part}/{name}": shape for part in sorted(self.parts) for name, shape in self.parts[part].shapes.items()
+        }
 
     @property
     def averaged(self) -> tuple[str, ...]:
@@ -88,6 +91,13 @@ class Setting:
         """The expected number of contributions."""
         return self.sampling.expected(self.population)
 
+    @property
+    def most(self) -> int:
+        """The number of contributions that no round exceeds."""
+        if self.sampling.kind == "poisson":
+            return self.population
+        return min(self.population, math.ceil(self.cohort * (1 + self.sampling.over_select)))
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -107,6 +117,10 @@ class Step(ABC):
     The defaults are those of a stage that changes nothing: override what the stage does.
     """
 
+    error: Mapping[str, float] = MappingProxyType({})
+    """Part -> the most by which one coordinate of one contribution, encoded and decoded, differs from the stage's
+    plaintext reference, beside float rounding; 0 where not named."""
+
     def __init__(self, out: Signal) -> None:
         self.out = out
 
@@ -118,7 +132,9 @@ class Step(ABC):
         """Public state before the first round, sent to workers with each task."""
         return EMPTY
 
-    def encode(self, x: Tensors, state: Tensors, memory: Tensors, rngs: Sequence[np.random.Generator]) -> tuple[Tensors, Tensors]:
+    def encode(
+        self, x: Tensors, state: Tensors, memory: Tensors, rngs: Sequence[np.random.Generator]
+    ) -> tuple[Tensors, Tensors]:
         """K contributions, stacked, as they go on; and the worker's memory after them.
 
         Args:
@@ -198,6 +214,10 @@ class Reducer(ABC):
     def bind(self, signal: Signal, setting: Setting) -> None:
         """JobError if this signal cannot be reduced."""
 
+    def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
+        """The L2 norm by which one client can change each part of the total; more than its own where adding rounds."""
+        return {name: part.l2 for name, part in signal.parts.items()}
+
     def worker(self, message: Tensors, client: str) -> Worker:
         """The worker's side; one leg that just sends, unless overridden."""
         yield message
@@ -225,16 +245,19 @@ class Pipeline:
 
     def bind(self, signal: Signal, setting: Setting) -> "Bound":
         """Both passes; JobError that lists every fault found."""
-        faults, steps = [], []
+        faults: list[str] = []
+        steps: list[Step] = []
+        signals = [signal]
         for stage in self.stages:
             try:
                 step = stage.bind(signal, setting)
                 steps.append(step)
-                signal = step.out
+                signals.append(signal := step.out)
             except JobError as error:
                 faults += error.faults
             if stage.remembers and setting.sampling.max_staleness:
-                faults.append(f"{type(stage).__name__} keeps memory at the worker, which stale updates corrupt: set max_staleness=0.")
+                name = type(stage).__name__
+                faults.append(f"{name} keeps memory at the worker, which stale updates corrupt: set max_staleness=0.")
         faults += self._order_faults(steps, setting)
         if self.reducer is not None:
             try:
@@ -243,22 +266,23 @@ class Pipeline:
                 faults += error.faults
         if faults:
             raise JobError(faults)
-        sensitivity: Sensitivity = {name: part.l2 for name, part in signal.parts.items()}
+        sensitivity: Sensitivity = {} if self.reducer is None else self.reducer.settle(signal, setting)
         for step in reversed(steps):
             sensitivity = step.settle(sensitivity)
-        return Bound(tuple(steps), self.reducer, signal)
+        return Bound(tuple(steps), self.reducer, signal, signals[_first_alone(steps)].shapes)
 
     def _order_faults(self, steps: Sequence[Step], setting: Setting) -> Iterator[str]:
-        first = _first_alone(steps)
+        first, kind, algorithm = _first_alone(steps), type(self.reducer).__name__, type(setting.algorithm).__name__
+        hidden = self.reducer is not None and self.reducer.sees == "total"
         if first < len(steps) and self.reducer is not None:
             name = type(self.stages[first]).__name__
-            if self.reducer.sees == "total":
-                yield f"{name} cannot be added up, and {type(self.reducer).__name__} sees only the total: leave {name} out, or use Sum()."
+            if hidden:
+                yield f"{name} cannot be added up, and {kind} sees only the total: leave {name} out, or use Sum()."
             for later in self.stages[first + 1 :]:
                 if not later.alone:
                     yield f"{type(later).__name__} after {name} cannot be undone for one contribution: put {name} last."
-        if setting.algorithm.discounts and self.reducer is not None and self.reducer.sees == "total":
-            yield f"{type(setting.algorithm).__name__} discounts stale updates one by one, but {type(self.reducer).__name__} sees only their total: use Sum()."
+        if setting.algorithm.discounts and hidden:
+            yield f"{algorithm} discounts stale updates one by one, but {kind} sees only their total: use Sum()."
 
 
 @dataclass(frozen=True)
@@ -268,6 +292,8 @@ class Bound:
     steps: tuple[Step, ...]
     reducer: Reducer | None
     signal: Signal
+    summed: Shapes
+    """Names, shapes and dtypes of what the reducer adds up: the signal before the first non-additive stage."""
 
     def start(self) -> Tensors:
         """Public state of all stages before the first round, under `0/`, `1/`, ..."""

@@ -9,7 +9,7 @@
     closed   reply       late       and one that comes too late
     void     reply       late
 
-A leg closes once. Answers are released in task order, each as soon as all before it have answered or dropped out, so that
+A leg closes once. Answers are released in task order, each as soon as all before it answered or dropped out, so that
 float sums are the same bits whatever the order of arrival, and can begin before the last answer is here.
 """
 

@@ -136,7 +136,9 @@ class Session(ABC):
         """The sorted ids that can be asked in the next round; blocks, and says why, while there are too few."""
 
     @abstractmethod
-    def publish(self, tasks: Sequence[Task], down: Tensors, frozen: Tensors = EMPTY, deadline_s: float | None = None) -> None:
+    def publish(
+        self, tasks: Sequence[Task], down: Tensors, frozen: Tensors = EMPTY, deadline_s: float | None = None
+    ) -> None:
         """Offers tasks to their clients.
 
         Args:
@@ -168,7 +170,7 @@ class Store(ABC):
 
     @abstractmethod
     def secret(self) -> bytes:
-        """32 bytes from the operating system, drawn when the run was made and kept with it: the root of protective noise."""
+        """32 bytes from the operating system, drawn when the run was made: the root of its protective noise."""
 
     @abstractmethod
     def load(self) -> Checkpoint | None:
@@ -196,13 +198,17 @@ class Store(ABC):
 
 
 class Memories(Protocol):
-    """Where a worker keeps what it remembers between tasks; nothing of it ever leaves it."""
+    """Where a worker keeps what it remembers between tasks; nothing of it ever leaves it.
+
+    Loading forgets nothing: an evaluation may name a memory whose round is not committed yet, and would be undone by a
+    crash. Saving may forget all but the new memory and the one that was loaded last, from which its task began.
+    """
 
     def load(self, client: str, since: str) -> Tensors:
-        """The memory saved under `since`; empty if `since` is. Older and uncounted ones may be forgotten now."""
+        """The memory saved under `since`; empty if `since` is."""
 
     def save(self, client: str, name: str, memory: Tensors) -> None:
-        """Keeps a memory that becomes current only if its task is counted."""
+        """Keeps a memory that becomes current only if its task is counted; it may be empty."""
 
 
 class Runtime(ABC):

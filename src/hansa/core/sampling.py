@@ -4,11 +4,14 @@ A deadline, or asking more than are needed, lets the fastest decide who is in: t
 amplification, and is accounted with rate 1.
 """
 
+import bisect
 import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from hansa.core.errors import ConfigError
 
@@ -61,11 +64,9 @@ class Sampling(ABC):
         """True if chance alone, not speed, decides who is in."""
         return self.deadline_s is None and self.over_select == 0 and self.max_staleness == 0
 
-    def enough(self, asked: int, needed: int) -> int:
-        """How many answers close a round at once: `asked` tasks are out, `needed` were drawn before over-selection."""
-        if self.max_staleness:
-            return self.quorum or needed
-        return min(asked, needed)
+    def enough(self, asked: int) -> int:
+        """How many answers close a round at once, `asked` tasks being out; over-selected ones are not waited for."""
+        return asked
 
     def faults(self, population: int) -> Iterator[str]:
         """What makes this sampling impossible for a population of that size."""
@@ -93,17 +94,26 @@ class Fixed(Sampling):
         return float(self.clients)
 
     def draw(self, population: Sequence[str], stream: "Stream", busy: Set[str] = frozenset()) -> list[str]:
-        """Floyd's algorithm: cost in the cohort, not in the population."""
-        wanted = min(len(population), math.ceil(self.clients * (1 + self.over_select)))
+        """Floyd's algorithm over the clients that are not busy: cost in the cohort, not in the population."""
+        places = (bisect.bisect_left(population, name) for name in busy)
+        taken = sorted(place for place in places if place < len(population) and population[place] in busy)
+        free = len(population) - len(taken)
+        wanted = min(free, max(0, math.ceil(self.clients * (1 + self.over_select)) - len(busy)))
         chosen: set[int] = set()
-        for top in range(len(population) - wanted, len(population)):
+        for top in range(free - wanted, free):
             pick = stream.below(top + 1)
             chosen.add(top if pick in chosen else pick)
-        names = [population[index] for index in sorted(chosen)]
-        if not busy:
-            return names
-        # Asynchronous: busy clients keep their place in flight, others are asked until the buffer is full again.
-        return [name for name in names if name not in busy][: max(0, self.clients - len(busy))]
+        names = []
+        for free_index in sorted(chosen):
+            index = free_index
+            for place in taken:  # the index among all clients: busy ones before it shift it
+                index += place <= index
+            names.append(population[index])
+        return names
+
+    def enough(self, asked: int) -> int:
+        """`clients`, or all that could be asked; the quorum where updates are buffered."""
+        return min(asked, self.quorum if self.max_staleness and self.quorum else self.clients)
 
 
 @dataclass(frozen=True)
@@ -126,8 +136,8 @@ class Poisson(Sampling):
 
     def draw(self, population: Sequence[str], stream: "Stream", busy: Set[str] = frozenset()) -> list[str]:
         """One coin for each client, with 53 bits."""
-        bound = int(self.probability * (1 << 53))
-        return [name for name in population if (stream.word() >> 11) < bound]
+        coins = stream.words(len(population)) >> np.uint64(11)
+        return [population[index] for index in np.flatnonzero(coins < int(self.probability * (1 << 53))).tolist()]
 
 
 class Stream:
@@ -143,12 +153,16 @@ class Stream:
         self._words: list[int] = []
         self._block = 0
 
+    def words(self, count: int) -> np.ndarray:
+        """`count` times 64 uniform bits, in a block of their own."""
+        self._block += 1
+        raw = hashlib.shake_256(self._seed + (self._block - 1).to_bytes(8, "little")).digest(8 * count)
+        return np.frombuffer(raw, "<u8").astype(np.uint64)
+
     def word(self) -> int:
         """64 uniform bits."""
         if not self._words:
-            raw = hashlib.shake_256(self._seed + self._block.to_bytes(8, "little")).digest(8 * 1024)
-            self._words = [int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8)]
-            self._block += 1
+            self._words = self.words(1024).tolist()
         return self._words.pop()
 
     def below(self, bound: int) -> int:

@@ -41,7 +41,8 @@ def perform(
 
     Raises:
       DataError: there are no examples.
-      UpdateRejected: the update is not finite, or has other names or shapes than the model.
+      TensorMismatch: the update has other names or shapes than the model.
+      UpdateRejected: the update or a metric is not finite.
     """
     if len(data) == 0:
         raise DataError(f"'{task.client}' has no examples: give it data, or leave it out of the federation.")
@@ -88,11 +89,6 @@ def _contribution(job: Job, task: Task, update: Update) -> Tensors:
     value = job.model.named(update.difference, Role.TRAINABLE)
     if not (update.weight > 0 and math.isfinite(update.weight)):
         raise UpdateRejected(f"'{task.client}' gave the weight {update.weight}: it must be finite and above 0.")
-    broken = value.first_not_finite()
-    if broken:
-        raise UpdateRejected(
-            f"'{task.client}' gave an update with NaN or infinity in '{broken}' in round {task.round}: lower the learning rate, or clean its data."
-        )
     parts = {
         "value": value,
         "buffers": job.model.named(update.difference, Role.BUFFER),
@@ -102,6 +98,11 @@ def _contribution(job: Job, task: Task, update: Update) -> Tensors:
     }
     whole = Tensors.join(**parts)
     mismatch(job.signal.shapes, whole.shapes, f"the update of '{task.client}'", dtypes=True)
+    if broken := whole.first_not_finite():
+        raise UpdateRejected(
+            f"'{task.client}' gave an update with NaN or infinity in '{broken}' in round {task.round}: "
+            "lower the learning rate, or clean its data."
+        )
     return whole
 
 
@@ -110,9 +111,11 @@ def _metrics(job: Job, metrics: Metrics, names: Mapping[str, float]) -> Tensors:
     clipped = {}
     for name, bound in names.items():
         top, bottom = metrics.get(name, (0.0, 0.0))
-        share = min(1.0, job.max_examples / bottom) if bottom > 0 else 0.0
-        bottom *= share
-        clipped[name] = np.array([min(max(top * share, -bound * bottom if bottom else 0.0), bound * bottom if bottom else 0.0), bottom])
+        if not (math.isfinite(top) and math.isfinite(bottom) and bottom >= 0):
+            raise UpdateRejected(f"the metric '{name}' is {top} over {bottom}: both are finite, the second 0 or more.")
+        share = min(1.0, job.max_examples / bottom) if bottom else 0.0
+        limit = bound * bottom * share if bottom else 0.0
+        clipped[name] = np.array([min(max(top * share, -limit), limit), bottom * share])
     return Tensors(clipped)
 
 

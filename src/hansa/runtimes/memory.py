@@ -53,23 +53,24 @@ class MemoryStore(Store):
 
 
 class MemoryMemories:
-    """Worker memories in this process: the current one of each client, and the one its last task left."""
+    """Worker memories in this process: of each client the one its last task began from, and the one it left."""
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, Tensors]] = {}
+        self._loaded: dict[str, str] = {}
 
     def load(self, client: str, since: str) -> Tensors:
-        """The memory saved under `since`; others are forgotten."""
+        """The memory saved under `since`."""
+        self._loaded[client] = since
         if not since:
-            self._kept.pop(client, None)
             return EMPTY
         kept = self._kept.get(client, {})
         if since not in kept:
-            raise CorruptFile(f"'{client}' has no memory of round {since}, which the server counted: its state was lost.")
-        self._kept[client] = {since: kept[since]}
+            raise CorruptFile(f"'{client}' has no memory of round {since}, which the server counted: it was lost.")
         return kept[since]
 
     def save(self, client: str, name: str, memory: Tensors) -> None:
-        """Keeps a memory beside the current one."""
-        if len(memory):
-            self._kept.setdefault(client, {})[name] = memory
+        """Keeps a memory beside the one that its task began from; others are forgotten."""
+        since = self._loaded.get(client, "")
+        kept = {key: tensors for key, tensors in self._kept.get(client, {}).items() if key == since}
+        self._kept[client] = {**kept, name: memory}
