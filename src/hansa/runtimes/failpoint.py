@@ -16,7 +16,7 @@ _left = int(_COUNT or 1) if _NAME else 0
 def failpoint(name: str) -> None:
     """Ends this process at once if the environment asks for it here and now."""
     global _left
-    if _NAME == name:
+    if name == _NAME:
         _left -= 1
         if _left == 0:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -31,6 +31,7 @@ from hansa.core.errors import ConfigError, CorruptFile, MissingExtra, NotFound, 
 from hansa.core.ledger import Entry, Event
 from hansa.core.runtime import Store
 from hansa.runtimes.failpoint import failpoint
+from hansa.runtimes.folder_lock import lock_folder
 
 SMALL = 1 << 20  # checkpoints up to this size lie in the database
 STATES = ("submitted", "running", "stopped", "failed", "done")
@@ -104,15 +105,19 @@ class SqlStore:
       ConfigError: the folder or the database cannot be used.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, database: str | None = None, blobs: str | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, database: str | None = None, blobs: str | None = None
+    ) -> None:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(exist_ok=True, mode=0o700)
             for name in ("bundles", "logs", "spool"):
                 (self.folder / name).mkdir(exist_ok=True, mode=0o700)
-            self._lock = _locked(self.folder)
+            self._lock = lock_folder(self.folder, "server", "--state")
         except OSError as error:
-            raise ConfigError(f"state folder {self.folder} cannot be used ({error.strerror}): choose another with --state.") from None
+            raise ConfigError(
+                f"state folder {self.folder} cannot be used ({error.strerror}): choose another with --state."
+            ) from None
         for left in (self.folder / "spool").iterdir():
             left.unlink()
         self._blobs = _Blobs(blobs or str(self.folder / "blobs"))
@@ -207,7 +212,9 @@ class SqlStore:
         now = time.time()
         with self._begin() as connection:
             for name, role in names.items():
-                changed = connection.execute(_members.update().where(_members.c.name == name).values(role=role, last_seen=now))
+                changed = connection.execute(
+                    _members.update().where(_members.c.name == name).values(role=role, last_seen=now)
+                )
                 if not changed.rowcount:
                     connection.execute(_members.insert().values(name=name, role=role, first_seen=now, last_seen=now))
 
@@ -221,9 +228,8 @@ class SqlStore:
     @contextmanager
     def _begin(self) -> Iterator[sql.Connection]:
         """One transaction."""
-        with self._turn, _full_disk("the state"):
-            with self._engine.begin() as connection:
-                yield connection
+        with self._turn, _full_disk("the state"), self._engine.begin() as connection:
+            yield connection
 
     def _migrate(self) -> None:
         with self._begin() as connection:
@@ -274,7 +280,9 @@ class RunStore(Store):
     def charges(self) -> Sequence[Entry]:
         """The ledger."""
         with self._whole._begin() as connection:
-            found = connection.execute(sql.select(_charges).where(_charges.c.run == self._run).order_by(_charges.c.id)).all()
+            found = connection.execute(
+                sql.select(_charges).where(_charges.c.run == self._run).order_by(_charges.c.id)
+            ).all()
         return [Entry(row.round, row.attempt, Event(**event)) for row in found for event in json.loads(row.events)]
 
     def commit(self, checkpoint: Checkpoint, record: Mapping[str, Any], best: bool) -> None:
@@ -297,10 +305,14 @@ class RunStore(Store):
             with self._whole._begin() as connection:
                 before = set(connection.execute(sql.select(_checkpoints.c.blob).where(mine)).scalars())
                 for which in ("last", "best") if best else ("last",):
-                    changed = connection.execute(_checkpoints.update().where(mine & (_checkpoints.c.which == which)).values(**values))
+                    changed = connection.execute(
+                        _checkpoints.update().where(mine & (_checkpoints.c.which == which)).values(**values)
+                    )
                     if not changed.rowcount:
                         connection.execute(_checkpoints.insert().values(run=self._run, which=which, **values))
-                connection.execute(_records.insert().values(run=self._run, round=record["round"], record=json.dumps(record)))
+                connection.execute(
+                    _records.insert().values(run=self._run, round=record["round"], record=json.dumps(record))
+                )
                 after = set(connection.execute(sql.select(_checkpoints.c.blob).where(mine)).scalars())
         except BaseException:
             if values["blob"]:
@@ -319,6 +331,13 @@ class RunStore(Store):
             with self._whole._begin() as connection:
                 self._records = [json.loads(text) for text in connection.execute(query).scalars()]
         return list(self._records)
+
+    def records_from(self, start: int) -> list[Mapping[str, Any]]:
+        """The records from round `start` on, read afresh."""
+        mine = (_records.c.run == self._run) & (_records.c.round >= start)
+        with self._whole._begin() as connection:
+            found = connection.execute(sql.select(_records.c.record).where(mine).order_by(_records.c.round)).scalars()
+            return [json.loads(text) for text in found]
 
     def raw(self, best: bool = False) -> Buffer:
         """The last or best checkpoint as the bytes of its file; NotFound if there is none."""
@@ -373,7 +392,9 @@ class _Blobs:
                 return (self._folder / name).read_bytes()
             return bytes(self._files.cat_file(f"{self._root}/{name}"))
         except OSError as error:
-            raise CorruptFile(f"checkpoint {name} cannot be read ({error.strerror or error}): restore it from a backup.") from None
+            raise CorruptFile(
+                f"checkpoint {name} cannot be read ({error.strerror or error}): restore it from a backup."
+            ) from None
 
     def delete(self, name: str) -> None:
         try:
@@ -417,32 +438,16 @@ def _full_disk(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise StorageFull(f"{what} cannot be written ({error.strerror}): free space and resume; what was committed is there.") from None
+        raise StorageFull(
+            f"{what} cannot be written ({error.strerror}): free space and resume; what was committed is there."
+        ) from None
     except (OperationalError, DatabaseError) as error:
         text = str(error.orig).lower() if isinstance(error, DBAPIError) else str(error).lower()
         if not any(sign in text for sign in ("full", "disk i/o", "no space", "quota")):
             raise
-        raise StorageFull(f"{what} cannot be written (the database says: {error.orig}): free space and resume.") from None
-
-
-def _locked(folder: Path) -> Any:
-    """Holds the folder for this process; the system lets it go when the process ends, however it ends."""
-    file = open(folder / "lock", "a+")  # noqa: SIM115
-    try:
-        import fcntl
-    except ImportError:  # Windows: one server a folder is then the operator's care
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise StateMismatch(f"{folder} is in use by another server (process {holder}): stop it, or choose another folder with --state.") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+        raise StorageFull(
+            f"{what} cannot be written (the database says: {error.orig}): free space and resume."
+        ) from None
 
 
 def _engine(url: str) -> sql.Engine:
@@ -452,7 +457,9 @@ def _engine(url: str) -> sql.Engine:
             return sql.create_engine(parsed, pool_pre_ping=True)
         engine = sql.create_engine(parsed, connect_args={"check_same_thread": False, "timeout": 30})
     except sql.exc.ArgumentError:
-        raise ConfigError("the database's URL cannot be read: write it as postgresql+psycopg://user@host/name.") from None
+        raise ConfigError(
+            "the database's URL cannot be read: write it as postgresql+psycopg://user@host/name."
+        ) from None
     except ImportError as error:
         raise MissingExtra("this database", str(error.name), "store") from None
 

@@ -42,10 +42,18 @@ class Client:
     """
 
     def __init__(
-        self, server: str, *, identity: Identity | None = None, insecure: bool = False, name: str = "submitter", timeout_s: float = 20.0
+        self,
+        server: str,
+        *,
+        identity: Identity | None = None,
+        insecure: bool = False,
+        name: str = "submitter",
+        timeout_s: float = 20.0,
     ) -> None:
         if identity is None and not insecure:
-            raise errors.ConfigError("no identity: give one made by `hansa enrol`, or --insecure for a server on this machine.")
+            raise errors.ConfigError(
+                "no identity: give one made by `hansa enrol`, or --insecure for a server on this machine."
+            )
         self._server, self._identity, self._timeout = server, identity, timeout_s
         self._metadata: tuple[tuple[str, str], ...] = ()
         if identity is None:

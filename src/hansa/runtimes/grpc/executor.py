@@ -186,7 +186,9 @@ class Executor:
                     block = view[at : at + (1 << 20)]
                     tag.update(block)
                     file.write(block)
-        self._frames.write({**header, "file": path.name, "length": length, "name": name.hex(), "tag": tag.value().hex()})
+        self._frames.write(
+            {**header, "file": path.name, "length": length, "name": name.hex(), "tag": tag.value().hex()}
+        )
 
     def _opened(self, file: str, raw: bytes) -> Tensors:
         """Content that came in the frame, or lies in a file of the run's folder."""
@@ -198,7 +200,9 @@ class Executor:
         if self._frozen[0] != task.frozen:
             content = _mapped(self._folder / "bulk" / file)
             if hashlib.sha256(content).hexdigest() != task.frozen:
-                raise CorruptFile(f"the frozen tensors are not those of the hash {task.frozen[:12]}: ask for them again.")
+                raise CorruptFile(
+                    f"the frozen tensors are not those of the hash {task.frozen[:12]}: ask for them again."
+                )
             self._frozen = task.frozen, open_bytes(content)[0]
         return self._frozen[1]
 

@@ -18,15 +18,24 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # we start processes, and never fork with gRPC inside
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-import grpc  # noqa: E402
-import grpc.aio  # noqa: E402
+import grpc
+import grpc.aio
 
-from hansa.core.errors import ConfigError, IdentityError  # noqa: E402
-from hansa.crypto.certificate import Peer, Revoked, check_peer, peer_of  # noqa: E402
-from hansa.crypto.identity import Identity  # noqa: E402
-from hansa.runtimes.grpc.wire import CHUNK, HEADER, MESSAGE  # noqa: E402
+from hansa.core.errors import ConfigError, IdentityError
+from hansa.crypto.certificate import Peer, Revoked, check_peer, peer_of
+from hansa.crypto.identity import Identity
+from hansa.runtimes.grpc.wire import CHUNK, HEADER, MESSAGE
 
-__all__ = ["Gate", "channel_options", "client_credentials", "diagnose", "grpc", "is_loopback", "server_credentials", "server_options"]
+__all__ = [
+    "Gate",
+    "channel_options",
+    "client_credentials",
+    "diagnose",
+    "grpc",
+    "is_loopback",
+    "server_credentials",
+    "server_options",
+]
 
 _COMMON = [
     ("grpc.http2.bdp_probe", 0),  # this alone halves the server's memory
@@ -92,7 +101,9 @@ def is_loopback(address: str) -> bool:
 def check_loopback(address: str) -> None:
     """ConfigError unless an insecure side stays on this machine."""
     if not is_loopback(address):
-        raise ConfigError(f"--insecure with {address}: without identities only this machine is safe, use 127.0.0.1:PORT, or enrol.")
+        raise ConfigError(
+            f"--insecure with {address}: without identities only this machine is safe, use 127.0.0.1:PORT, or enrol."
+        )
 
 
 @lru_cache(maxsize=4096)
@@ -120,7 +131,9 @@ class Gate:
         try:
             info = self._path.stat()
         except OSError as error:
-            raise IdentityError(f"revocation list {self._path} cannot be read ({error.strerror}): copy it there again") from None
+            raise IdentityError(
+                f"revocation list {self._path} cannot be read ({error.strerror}): copy it there again"
+            ) from None
         stamp = (info.st_mtime_ns, info.st_size)
         if stamp != self._stamp:
             self._revoked = Revoked.read(self._path.read_bytes(), self._identity.authority_pem)
@@ -137,7 +150,9 @@ class Gate:
             given = dict(context.invocation_metadata() or ())
             name, role = str(given.get("hansa-name", "")), str(given.get("hansa-role", ""))
             if not name or role not in roles:
-                raise IdentityError(f"'{name}' says to be a {role or 'nobody'}, and here {' or '.join(roles)} is needed.")
+                raise IdentityError(
+                    f"'{name}' says to be a {role or 'nobody'}, and here {' or '.join(roles)} is needed."
+                )
             return Peer(name, role, "insecure", 0, "", datetime.min, datetime.max)
         pems = context.auth_context().get("x509_pem_cert")
         if not pems:
@@ -153,6 +168,11 @@ class Gate:
         if self._identity is None:
             return None
         return check_peer(peer, roles, self.revoked())
+
+
+def welcome_content(nonce: bytes, worker: str) -> bytes:
+    """What a server signs to greet a worker: any member may have a certificate for its host name, no other signs so."""
+    return nonce + b"\0" + worker.encode()
 
 
 def diagnose(address: str, identity: Identity | None) -> str:
@@ -171,8 +191,13 @@ def diagnose(address: str, identity: Identity | None) -> str:
     except ssl.SSLCertVerificationError as error:
         return f"its certificate is not to be trusted ({error.verify_message}): is it this federation's server, enrolled for the host {host}?"
     except ssl.SSLError as error:
-        known = {"TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority of our identity: use one of its own federation"}
-        return known.get(error.reason or "", f"TLS failed ({error.reason}): does it speak TLS 1.3, and is our identity of its federation?")
+        known = {
+            "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority of our identity: use one of its own federation"
+        }
+        return known.get(
+            error.reason or "",
+            f"TLS failed ({error.reason}): does it speak TLS 1.3, and is our identity of its federation?",
+        )
     except TimeoutError:
         return "it does not answer in time"
     except (OSError, ValueError) as error:

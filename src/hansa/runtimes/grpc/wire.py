@@ -68,7 +68,9 @@ def task_from_wire(message: Any) -> Task:
         if isinstance(value, str) and (len(value) > 200 or "/" in value or "\0" in value or value.startswith(".")):
             raise ProtocolError(f"the task's field '{name}' cannot be {value[:40]!r}.")
     if not fields["run"] or not fields["client"] or fields["kind"] not in ("train", "evaluate", "query"):
-        raise ProtocolError(f"this is no task: run={fields['run']!r}, client={fields['client']!r}, kind={fields['kind']!r}.")
+        raise ProtocolError(
+            f"this is no task: run={fields['run']!r}, client={fields['client']!r}, kind={fields['kind']!r}."
+        )
     return Task(**fields)
 
 
@@ -80,7 +82,12 @@ def checked(payload: Any, inline: bool | None = None) -> Any:
       inline: True or False if it has to be so.
     """
     if len(payload.inline):
-        good = payload.size == len(payload.inline) <= INLINE and not payload.name and not payload.tag and inline is not False
+        good = (
+            payload.size == len(payload.inline) <= INLINE
+            and not payload.name
+            and not payload.tag
+            and inline is not False
+        )
     else:
         good = (len(payload.name), len(payload.tag)) in ((32, 0), (28, 16)) and payload.size > 0 and inline is not True
     if not good:
@@ -138,3 +145,8 @@ class Pieces:
             for at in range(0, len(view), 1 << 26):  # the library wants less than 2 GiB at a time
                 tag.update(view[at : at + (1 << 26)])
         return tag.value()
+
+
+def carried(size: int) -> int:
+    """Bytes on the socket for one message: with the frames of gRPC (5), HTTP/2 (9) and TLS (22 for each 16 KiB)."""
+    return size + 14 + 22 * (1 + size // (16 << 10))
