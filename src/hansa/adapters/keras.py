@@ -129,7 +129,7 @@ class KerasModel(Model):
         return assign(own, self.private, self.frozen)
 
     def _build(self, seed: int) -> Any:
-        with _python_random(seed):
+        with _python_random(seed), _backend_random(seed):
             model = self.build()
         if not isinstance(model, keras.Model) or not model.built:
             raise ConfigError(f"build gave {type(model).__name__}, not built: begin it with keras.Input(shape=...).")
@@ -140,9 +140,10 @@ class KerasModel(Model):
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
         """The batches of `work`, one gradient each."""
         batches = work.batches(len(data), rng)
-        with _LOCK:
+        seed = int(rng.integers(2**31))
+        with _LOCK, _backend_random(seed):
             kept = self._kept
-            kept.load(params, seed=int(rng.integers(2**31)))
+            kept.load(params, seed)
             names = [name for name in kept.weights if self.role(name) in _TRAINED]
             check_terms(work, {name: tuple(kept.weights[name].shape) for name in names})
             gradient = _Torch(self, kept, names) if BACKEND == "torch" else _Jax(self, kept, names)
@@ -335,6 +336,19 @@ def _python_random(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(before)
+
+
+@contextmanager
+def _backend_random(seed: int) -> Iterator[None]:
+    """Keras's dropout on PyTorch draws from PyTorch's global generator: seeded inside, as before outside."""
+    if BACKEND != "torch":
+        yield
+        return
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
 
 
 @contextmanager
