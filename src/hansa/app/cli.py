@@ -45,10 +45,10 @@ def globals_first(args: Sequence[str]) -> list[str]:
 class Commands(TyperGroup):
     """The top of the command line: takes global options anywhere, and turns errors into sentences and exit codes."""
 
-    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """As Typer's, with the arguments in order."""
         terminal.settings.format, terminal.settings.verbose = "text", False
-        return super().main(args=globals_first(sys.argv[1:] if args is None else args), **options)
+        return super().main(globals_first(sys.argv[1:] if args is None else args), *rest, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """As Typer's; nothing but its own exits leaves it."""
@@ -379,7 +379,7 @@ def worker(
 ) -> None:
     """Take part with your own data, which never leaves this machine. Dials out; nothing listens here.
 
-    Example:  hansa worker --server hansa.example.org:8443 --identity hospital-a.pem --data patients.csv --allow signer:alice
+    Example:  hansa worker --server HOST:8443 --identity hospital-a.pem --data patients.csv --allow signer:alice
     """
     from hansa.app.federation import worker as run
 

@@ -74,8 +74,8 @@ def sign(
         told = fingerprint.replace(":", "").replace(" ", "").lower()
         if len(told) < 8 or not actual.startswith(told):
             raise IdentityError(
-                f"the request has the fingerprint {actual}, and the member told you {fingerprint} (at least 8 digits are "
-                "compared): do not sign it, and ask the member again"
+                f"the request has the fingerprint {actual}, and the member told you {fingerprint} (8 digits or more "
+                "are compared): do not sign it, and ask the member again"
             )
     elif not yes:
         if not sys.stdin.isatty() or settings.json:

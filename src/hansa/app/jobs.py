@@ -187,7 +187,8 @@ def _facts(job: Job, population: int) -> dict[str, Any]:
     return {
         "name": job.name, "fingerprint": job.fingerprint(), "canonical": job.canonical(), "rounds": job.rounds,
         "population": population, "expected": job.who.expected(population), "stages": stages,
-        "reducer": repr(job.pipeline.reducer), "message_bits": bound.bits(), "roles": roles, "sees": _sees(job, bool(bound.events())),
+        "reducer": repr(job.pipeline.reducer), "message_bits": bound.bits(), "roles": roles,
+        "sees": _sees(job, bool(bound.events())),
     }  # fmt: skip
 
 

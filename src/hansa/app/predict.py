@@ -84,7 +84,7 @@ class Predictor:
     def predictions(scores: np.ndarray) -> np.ndarray:
         """The class with the greatest score where there are several outputs, else the output itself."""
         if scores.ndim > 1 and scores.shape[-1] > 1:
-            return scores.argmax(axis=-1)
+            return np.asarray(scores.argmax(axis=-1))
         return scores.reshape(len(scores), -1)[:, 0] if scores.ndim > 1 else scores
 
 
@@ -270,7 +270,7 @@ def _finite(values: np.ndarray) -> Any:
     """Lists for JSON, which has no NaN: null instead."""
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return values.tolist()
-    return np.where(np.isfinite(values), values.astype(object), None).tolist()
+    return [_finite(row) if row.ndim else float(row) if np.isfinite(row) else None for row in values]
 
 
 def _serve(predictor: Predictor, address: str) -> None:
@@ -285,7 +285,7 @@ def _serve(predictor: Predictor, address: str) -> None:
     host, port = split(address, "--serve")
     if not is_loopback(host):
         hint(
-            f"{address} can be reached from other machines, by plain HTTP and without a password: put a proxy with TLS before it"
+            f"{address} is open to other machines, by plain HTTP and without a password: put a proxy with TLS before it"
         )
     sock = _listening(host, port, address)
     actual = f"{host}:{sock.getsockname()[1]}"

@@ -72,6 +72,12 @@ class Rounds:
         self._row(record, metrics, epsilon)
         self._progress.update(self._bar, completed=self.done, waiting="")
 
+    def describe(self, name: str, total: int | None) -> None:
+        """What became known of the run since it was first shown."""
+        self.total = total or self.total
+        if self._progress is not None:
+            self._progress.update(self._bar, description=plain_name(name), total=self.total)
+
     def waiting(self, what: str) -> None:
         """Says below the table whom or what the run waits for; an empty text takes it away."""
         if self._progress is not None:
@@ -147,6 +153,10 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
         for group, shown in _GROUPS.items()
         for name, value in (record.get(group) or {}).items()
     }
+
+
+def _loss_first(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(metrics.items(), key=lambda metric: (metric[0] != "loss", metric[0]))
 
 
 def dropped(reasons: Mapping[str, str]) -> str:
