@@ -151,7 +151,9 @@ def _kept(place: league.League, hospitals: Sequence[str]) -> list[checks.Check]:
     """What the server's folder holds after the run."""
     files = [path for path in place.state.rglob("*") if path.is_file()]
     raw = [cases.read(place.cases(name), scale=scale) for name in hospitals for scale in (False, True)]
-    return [checks.rows_in(raw, files)]
+    updates = [path for path in (place.state / "spool").rglob("*") if path.is_file()]
+    gone = checks.Check("no hospital's update outlived its round", not updates, f"{len(updates)} files in the spool")
+    return [checks.rows_in(raw, files), gone]
 
 
 def _local(job: Job) -> Tensors:
@@ -174,7 +176,7 @@ def _tell(findings: Findings) -> None:
         say(f"  {WORDS[arm]:<24} {middle:6.1%}  ({low:.1%} – {high:.1%})    {loss:.3f}  ({best:.3f} – {worst:.3f})")
     for hospital in cases.SHARES:
         more, equal, fewer = wins(table, hospital)
-        say(f"  together is better than {WORDS[hospital]} in {more} seeds, equal in {equal}, worse in {fewer}")
+        say(f"  together against {WORDS[hospital]}: better in {more} seeds, equal in {equal}, worse in {fewer}")
     say("What is not comparable:")
     for caveat in CAVEATS:
         say(f"  - {caveat}")
