@@ -239,7 +239,8 @@ def resume(run: str, address: str | None, identity: Path | None, insecure: bool)
     with _connected(address, identity, insecure) as client:
         found = client.resume(_run(client, run))
     emit("status", **found)
-    say(f"run {found['run']} is {found['state']} at round {found['round']}: `hansa watch {found['run']}` follows it")
+    follow = "" if found["state"] == "done" else f": `hansa watch {found['run']}` follows it"
+    say(f"run {found['run']} is {found['state']}, with {found['round']} rounds committed{follow}")
 
 
 def model(
@@ -288,18 +289,22 @@ def _follow(client: "Client", run: str, must_finish: bool) -> None:
     begun = time.monotonic()
     said = ""
     with Rounds(str(facts.get("name") or run), total) as rounds:
-        for event in client.watch(run):
-            if "record" in event:
-                rounds.add(event["record"])
-            if "status" in event:
-                facts = event["status"]
-                emit("status", **{key: value for key, value in facts.items() if key != "last"})
-                rounds.describe(str(facts.get("name") or run), facts.get("rounds") or None)
-                waiting = str(facts.get("waiting") or "")
-                rounds.waiting(waiting)
-                if waiting and waiting.split("(")[0] != said and not is_live():
-                    hint(waiting)
-                said = waiting.split("(")[0]
+        try:
+            for event in client.watch(run):
+                if "record" in event:
+                    rounds.add(event["record"])
+                if "status" in event:
+                    facts = event["status"]
+                    emit("status", **{key: value for key, value in facts.items() if key != "last"})
+                    rounds.describe(str(facts.get("name") or run), facts.get("rounds") or None)
+                    waiting = str(facts.get("waiting") or "")
+                    rounds.waiting(waiting)
+                    if waiting and waiting.split("(")[0] != said and not is_live():
+                        hint(waiting)
+                    said = waiting.split("(")[0]
+        except KeyboardInterrupt:
+            again = f"`hansa watch {run}` follows it again, `hansa stop {run}` ends it"
+            raise KeyboardInterrupt(f"not watching any more; run {run} goes on: {again}") from None
     reason = str(facts.get("reason") or "")
     if facts["state"] == "failed":
         raise _failure(run, reason)

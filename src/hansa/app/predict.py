@@ -21,7 +21,7 @@ from hansa.app.jobs import read_settings
 from hansa.app.terminal import emit, hint, number, say, settings
 from hansa.core.checkpoint import open_bytes
 from hansa.core.data import Dataset
-from hansa.core.errors import ConfigError, DataError, HansaError, MissingExtra, NotFound
+from hansa.core.errors import ConfigError, CorruptFile, DataError, HansaError, MissingExtra, NotFound
 from hansa.core.job import Job
 from hansa.core.model import Role, value
 from hansa.core.tensors import Tensors, mismatch
@@ -60,7 +60,9 @@ class Predictor:
         except FileNotFoundError:
             raise NotFound(f"there is no model file '{path}': fetch one with `hansa model RUN --out {path}`.") from None
         except OSError as error:
-            raise ConfigError(f"--model {path} cannot be read ({error.strerror}).") from None
+            raise ConfigError(f"--model {path} cannot be read ({error.strerror}): check the path.") from None
+        except CorruptFile as error:
+            raise CorruptFile(f"{path} is no model file ({error}) Give what `hansa model` or --out wrote.") from None
         return cls(job, completed(job, given, str(path)), metadata)
 
     def scores(self, x: np.ndarray) -> np.ndarray:

@@ -9,12 +9,15 @@
 Finished rounds scroll by above and stay; only the bar below them is redrawn.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hansa.app.terminal import console, emit, is_live, number, say, settings, size, span
 
 Epsilon = Callable[[int], float | None]
+
+REFRESH_S = 0.1
 
 _GROUPS = {"train": "train", "workers": "workers", "central": "test"}  # field of a record: what people see
 
@@ -35,28 +38,42 @@ class Rounds:
         self._name, self._epsilon = name, epsilon
         self._columns: dict[str, int] = {}
         self._seen: set[str] = set()
+        self._rows: list[Any] = []
+        self._since_heading = 0
+        self._shown_at = 0.0
         self._progress: Any = None
         self._bar: Any = None
+        self._live: Any = None
+        self._waiting = ""
 
     def __enter__(self) -> "Rounds":
         if is_live():
+            from rich.live import Live
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+            out = console()
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("left"), TextColumn("{task.fields[waiting]}", style="yellow"),
-                console=console(), transient=True,
+                TextColumn("left"), console=out,
             )  # fmt: skip
-            self._progress.start()
-            self._bar = self._progress.add_task(
-                plain_name(self._name), total=self.total, completed=self.done, waiting=""
-            )
+            self._bar = self._progress.add_task(plain_name(self._name), total=self.total, completed=self.done)
+            self._live = Live(console=out, transient=True, refresh_per_second=8, get_renderable=self._below)
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:
-            self._progress.stop()
+            self._flush()
+            self._live.stop()
             self._progress = None
+
+    def _below(self) -> Any:
+        """The bar, and above it for whom the run waits."""
+        from rich.console import Group
+        from rich.text import Text
+
+        parts = [Text(self._waiting, style="yellow", overflow="fold", no_wrap=False)] if self._waiting else []
+        return Group(*parts, self._progress)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Shows one committed round, given as `Record.to_json` makes it."""
@@ -70,7 +87,9 @@ class Rounds:
             say(self._line(record, metrics, epsilon))
             return
         self._row(record, metrics, epsilon)
-        self._progress.update(self._bar, completed=self.done, waiting="")
+        self._waiting = ""
+        if time.monotonic() - self._shown_at > REFRESH_S:  # drawing a row costs more than a small round
+            self._flush()
 
     def describe(self, name: str, total: int | None) -> None:
         """What became known of the run since it was first shown."""
@@ -81,7 +100,8 @@ class Rounds:
     def waiting(self, what: str) -> None:
         """Says below the table whom or what the run waits for; an empty text takes it away."""
         if self._progress is not None:
-            self._progress.update(self._bar, waiting=plain_name(what))
+            self._waiting = what
+            self._flush()
 
     def _where(self) -> str:
         return f"{self.done}/{self.total}" if self.total else str(self.done)
@@ -112,14 +132,29 @@ class Rounds:
         if not set(cells) <= self._seen:
             self._seen |= set(cells)
             self._columns = columns(cells, self._seen, len(str(self.total or 999)), out.width)
-            for line in heading(self._columns):
-                out.print(Text(line, style="bold"))
-        text = Text("  ".join(cells.get(name, "–").rjust(width) for name, width in self._columns.items()))
+            self._since_heading = 0
+        if self._since_heading % max(10, out.height - 4) == 0:  # so that one is always in view
+            self._rows += [
+                Text(line, style="bold", no_wrap=True, overflow="ellipsis") for line in heading(self._columns)
+            ]
+        self._since_heading += 1
+        line = "  ".join(cells.get(name, "–").rjust(width) for name, width in self._columns.items())
+        text = Text(line, no_wrap=True, overflow="ellipsis")
         if record.get("dropped"):
             left = max(20, out.width - len(text) - 3)
             why = dropped(record["dropped"])
             text.append("  " + (why if len(why) <= left else why[: left - 1] + "…"), style="yellow")
-        out.print(text)
+        self._rows.append(text)
+
+    def _flush(self) -> None:
+        """Shows what was added since the last time."""
+        from rich.console import Group
+
+        rows, self._rows = self._rows, []
+        self._progress.update(self._bar, completed=self.done)
+        if rows:
+            self._progress.console.print(Group(*rows))
+        self._shown_at = time.monotonic()
 
 
 def columns(cells: Iterable[str], seen: Iterable[str], digits: int, width: int) -> dict[str, int]:
@@ -151,7 +186,7 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {
         f"{shown} {name}": value
         for group, shown in _GROUPS.items()
-        for name, value in (record.get(group) or {}).items()
+        for name, value in _loss_first(record.get(group) or {})
     }
 
 

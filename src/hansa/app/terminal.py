@@ -45,7 +45,7 @@ def console(stderr: bool = False) -> "Console":
     """A console on the stream as it is now (a test may have replaced it)."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return Console(stderr=stderr, highlight=False)
 
 
 def is_live() -> bool:
@@ -102,9 +102,7 @@ def table(event: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str],
             drawn.add_column(column, no_wrap=width <= 40, overflow="fold")
         for line in cells:
             drawn.add_row(*map(plain, line))
-        shown = console()
-        shown.soft_wrap = False
-        shown.print(drawn)
+        console().print(drawn)
         return
     for line in [[*columns], *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)
@@ -133,6 +131,7 @@ def fail(error: BaseException) -> int:
         message = f"unexpected {said}"
         if not settings.verbose:
             message += " (run it again with --verbose for the traceback; if it is ours, report it)"
+    lead = "" if isinstance(error, KeyboardInterrupt) else "error: "
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     if settings.verbose and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error, file=sys.stderr)
@@ -143,11 +142,11 @@ def fail(error: BaseException) -> int:
         from rich.text import Text
 
         shown = console(stderr=True)
-        shown.print(Text.assemble(("error: ", "bold red"), message))
+        shown.print(Text.assemble((lead, "bold red"), message))
         for note in notes:
             shown.print(Text(f"       {note}", style="dim"))
     else:
-        print("\n".join([f"error: {message}", *(f"       {note}" for note in notes)]), file=sys.stderr, flush=True)
+        print("\n".join([lead + message, *(f"       {note}" for note in notes)]), file=sys.stderr, flush=True)
     return code
 
 
