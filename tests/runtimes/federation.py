@@ -19,7 +19,7 @@ from hansa.runtimes.grpc.client import Client
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
-_SERVER = """
+_SERVER = r"""
 import json, logging, sys
 from pathlib import Path
 from hansa.crypto.identity import Identity
@@ -32,9 +32,9 @@ if o.pop("limit", 0):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 if o.get("identity"): o["identity"] = Identity.load(o["identity"])
 if o.get("revoked"): o["revoked"] = Path(o["revoked"])
-serve(o.pop("state"), ready=lambda address: print("READY", address, flush=True), **o)
+serve(o.pop("state"), ready=lambda address: sys.stdout.write(f"READY {address}\n") and sys.stdout.flush(), **o)
 """
-_WORKER = """
+_WORKER = r"""
 import json, logging, sys
 from pathlib import Path
 from hansa.crypto.identity import Identity
@@ -44,7 +44,7 @@ o = json.loads(sys.argv[1])
 logging.basicConfig(level=logging.INFO, format="%(name)s %(message)s", stream=sys.stdout)
 if o.get("identity"): o["identity"] = Identity.load(o["identity"])
 if o.get("policy"): o["policy"] = Policy.parse(o["policy"])
-work(o.pop("server"), o.pop("folder"), ready=lambda: print("READY", flush=True), **o)
+work(o.pop("server"), o.pop("folder"), ready=lambda: sys.stdout.write("READY\n") and sys.stdout.flush(), **o)
 """
 
 
@@ -130,7 +130,11 @@ class Federation:
         return self.folder / "authority" / "members" / f"{name}.pem" if self.secure else None
 
     def start_server(self, failpoint: str = "", *, limit: int = 0, **options: Any) -> str:
-        given: dict[str, Any] = {"state": str(self.folder / "state"), "listen": self.address or "127.0.0.1:0", **options}
+        given: dict[str, Any] = {
+            "state": str(self.folder / "state"),
+            "listen": self.address or "127.0.0.1:0",
+            **options,
+        }
         if self.secure:
             given |= {
                 "identity": str(self.identity("server")),
