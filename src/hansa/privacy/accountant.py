@@ -157,9 +157,6 @@ def cost(counts: Counter[Event], delta: float, population: int | None = None) ->
     if not sum(counts.values()):
         return Cost(delta=delta, rdp=0.0, pld=0.0, relation=relation, notes=notes)
     dp = _library()
-    pld = dp.pld.PLDAccountant()
-    for event, count in counts.items():
-        pld.compose(_as_pld(dp, event, fixed), count)
     orders = (
         _FIXED_ORDERS if fixed else tuple(float(order) for order in dp.rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
     )
@@ -167,7 +164,7 @@ def cost(counts: Counter[Event], delta: float, population: int | None = None) ->
     return Cost(
         delta=delta,
         rdp=float(dp.rdp.rdp_privacy_accountant.compute_epsilon(orders, divergences, delta)[0]),
-        pld=float(pld.get_epsilon(delta)),
+        pld=_pld(dp, counts, fixed, delta),
         relation=relation,
         notes=notes,
     )
@@ -195,10 +192,22 @@ def _as_rdp(dp: Any, event: Event, fixed: bool) -> Any:
     return release
 
 
-def _as_pld(dp: Any, event: Event, fixed: bool) -> Any:
-    # A Gaussian of half the multiplier under add-or-remove is the one whose sensitivity is twice as large: replace-one.
-    release = dp.GaussianDpEvent(event.noise_multiplier / 2 if fixed else event.noise_multiplier)
-    return dp.PoissonSampledDpEvent(event.rate, release) if event.sampling == "poisson" and not fixed else release
+def _pld(dp: Any, counts: Counter[Event], fixed: bool, delta: float) -> float:
+    """ε by privacy loss distributions. Gaussians alone compose to one, whose curve is known in closed form."""
+    amplified = {event for event in counts if event.sampling == "poisson" and event.rate < 1 and not fixed}
+    # Half the multiplier under add-or-remove is a sensitivity twice as large, which is that of replace-one.
+    precision = sum(count / event.noise_multiplier**2 for event, count in counts.items() if event not in amplified)
+    sigma = precision**-0.5 / (2 if fixed else 1) if precision else math.inf
+    if not amplified:
+        # Balle and Wang 2018, theorem 8, https://arxiv.org/abs/1805.06530
+        return float(dp.get_epsilon_gaussian(sigma, delta))
+    accountant = dp.pld.PLDAccountant()
+    for event in sorted(amplified, key=repr):
+        release = dp.GaussianDpEvent(event.noise_multiplier)
+        accountant.compose(dp.PoissonSampledDpEvent(event.rate, release), counts[event])
+    if precision:
+        accountant.compose(dp.GaussianDpEvent(sigma))
+    return float(accountant.get_epsilon(delta))
 
 
 def _times(events: Iterable[Event], rounds: int) -> Counter[Event]:
@@ -214,7 +223,7 @@ def _known(event: Event) -> None:
         raise ConfigError(
             f"the ledger holds the sampling '{event.sampling}', whose cost is not known here: it has no ε."
         )
-    if not (event.noise_multiplier >= 0 and 0 < event.rate <= 1):
+    if not (event.noise_multiplier > 0 and 0 < event.rate <= 1):
         raise ConfigError(
             f"the ledger holds noise_multiplier={event.noise_multiplier}, rate={event.rate}: it has no ε."
         )

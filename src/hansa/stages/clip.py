@@ -50,6 +50,7 @@ class _Clipped(Step):
     def __init__(self, out: Signal, names: Sequence[str], bound: float) -> None:
         super().__init__(out)
         self._names, self._bound = names, bound
+        self.error = dict.fromkeys(names, bound * 2.0**-20)  # what `scaled_to` rounds down by
 
     def encode(
         self, x: Tensors, state: Tensors, memory: Tensors, rngs: Sequence[np.random.Generator]

@@ -136,7 +136,7 @@ class _Noised(Step):
         for name in total:
             std = self._stds.get(name.split("/", 1)[0])
             if std is not None:
-                noisy[name] = np.ascontiguousarray(total[name])
+                noisy[name] = np.ascontiguousarray(total[name]).reshape(np.shape(total[name]))  # a 0-d array stays one
                 add_noise(noisy[name], std, normals)
         return total.updated(noisy), state
 
