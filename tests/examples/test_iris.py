@@ -1,5 +1,8 @@
 """The iris tutorial: its model, its split, and the accuracy it reports."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +17,11 @@ pytest.importorskip("torch")
 datasets = pytest.importorskip("sklearn.datasets")
 
 JOB = Path(__file__).resolve().parents[2] / "examples" / "iris" / "job.py"
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +64,44 @@ def test_best_model_is_the_one_that_was_kept(module: ModuleType) -> None:
     history = hansa.train(module.job, clients_of(module))
     hits, of = module.job.model.evaluate(history.best_params, module.data.validation())["accuracy"]
     assert (hits, of) == (29, 30)
+
+
+@pytest.mark.slow
+def test_the_same_tutorial_over_grpc_gives_the_same_bits(module: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("grpc")
+    pytest.importorskip("sqlalchemy")
+    from hansa.app.enrol import Authority
+    from hansa.crypto.identity import Identity
+    from hansa.runtimes.bundle import pack
+    from hansa.runtimes.grpc.client import Client
+    from hansa.runtimes.grpc.server import Server
+
+    authority = Authority.create(tmp_path / "authority", "iris")
+    carol = Identity.load(authority.issue("carol", "submitter"))
+    server = Server(
+        tmp_path / "state", identity=Identity.load(authority.issue("server", "server", hosts=["127.0.0.1"]))
+    )
+    address = server.start()
+    running = []
+    try:
+        for name in ("alice", "bob"):
+            command = [sys.executable, "-m", "hansa.app.cli", "worker", "--server", address, "--allow", "signer:carol"]
+            command += ["--identity", str(authority.issue(name, "worker")), "--state", str(tmp_path / name)]
+            command += ["--data", f"{JOB.with_name('data.py')}:{name}"]
+            running.append(subprocess.Popen(command, env=ENVIRONMENT))
+        with Client(address, identity=carol) as client:
+            run = client.submit(pack(JOB, None, carol), workers=2)
+            records = [event["record"] for event in client.watch(run) if "record" in event]
+            last, best = client.model(run), client.model(run, best=True)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(20)
+        server.stop()
+    right = [round(record["central"]["accuracy"] * 30) for record in records]
+    assert max(right) == 29
+    assert right[19] >= 28
+    history = hansa.train(load_module(JOB).job, clients_of(module))
+    assert last.state.part("model") == history.params
+    assert best.state.part("model") == history.best_params
