@@ -138,7 +138,7 @@ Insecure = Annotated[
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it; see `hansa list`.")]
 LastRun = Annotated[
-    str, typer.Argument(metavar="[RUN]", help="The run's id, or the beginning of it; the latest if left out.")
+    str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it; the latest if left out.")
 ]
 AuthorityFolder = Annotated[
     Path, typer.Option("--authority", metavar="DIR", help="The authority's folder.", envvar="HANSA_AUTHORITY")
@@ -295,15 +295,21 @@ def predict(
     run(job, model, data, out, serve, settings or [], config)
 
 
-@app.command(rich_help_panel="A job", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def demo(ctx: typer.Context) -> None:
+@app.command(rich_help_panel="A job")
+def demo(
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="DIR", help="Keep the federation's folder here.")
+    ] = None,
+    report: Annotated[Path, typer.Option("--report", metavar="FILE", help="The page to write.")] = Path("report.html"),
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="How many seeds the comparison is over.")] = 5,
+) -> None:
     """A server and three hospitals on this machine: real processes, real data, mutual TLS; about a minute.
 
     Example:  hansa demo
     """
     from hansa.app.demo import run
 
-    run(ctx.args)
+    run([*(["--keep", str(keep)] if keep else []), "--report", str(report), "--seeds", str(seeds)])
 
 
 # -- a federation

@@ -398,10 +398,10 @@ def _where(address: str | None, identity: Path | None, insecure: bool) -> tuple[
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"hansa.toml cannot be read: {error}.") from None
         unknown = sorted(set(given) - {"server", "identity"})
-        if unknown or not all(isinstance(value, str) for value in given.values()):
-            raise ConfigError(
-                f"hansa.toml: the keys are server and identity, both texts{f', not {unknown[0]}' if unknown else ''}."
-            )
+        if unknown:
+            raise ConfigError(f"hansa.toml: its keys are server and identity, not '{unknown[0]}'.")
+        if not all(isinstance(value, str) for value in given.values()):
+            raise ConfigError('hansa.toml: server and identity are texts, as in server = "127.0.0.1:8443".')
     address = address or given.get("server") or DEFAULT_SERVER
     host, _ = split(address, "--server")
     if identity is None and "identity" in given and not insecure:
