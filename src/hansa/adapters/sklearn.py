@@ -127,14 +127,20 @@ class SklearnModel(Model):
 
     def _shaped(self) -> Any:
         """A fresh estimator with all its attributes, from one call on zeros."""
-        return self._touched(self._fresh().set_params(random_state=0))
+        estimator = self._fresh()
+        if "random_state" in estimator.get_params():
+            estimator.set_params(random_state=0)
+        return self._touched(estimator)
 
     def _touched(self, estimator: Any) -> Any:
         count = self.classes or 1
         known = {} if self.classes is None else {"classes": np.arange(count)}
         target = np.arange(count) if self.classes else np.zeros(1)
-        own = {"batch_size": estimator.batch_size} if hasattr(estimator, "batch_size") else {}
-        estimator.set_params(**dict.fromkeys(own, "auto"))
+        # Settings that suit this one call; the estimator's own come back after it.
+        once = {"batch_size": "auto", "learning_rate": "constant", "eta0": 1.0, "early_stopping": False}
+        own = {name: setting for name, setting in estimator.get_params().items() if name in once}
+        once = {name: once[name] for name in own}
+        estimator.set_params(**once)
         estimator.partial_fit(np.zeros((count, self.features)), target, **known)
         estimator.set_params(**own)
         estimator.t_ = 1.0 if hasattr(estimator, "coef_") else 0

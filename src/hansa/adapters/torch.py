@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("TorchModel", "torch", "torch") from error
 
 from hansa.adapters.torch_descent import InPlaceDescent
-from hansa.adapters.torch_loss import Task, check_loss, check_shapes, correct, ready, task
+from hansa.adapters.torch_loss import Task, carried, check_shapes, correct, ready, task
 from hansa.adapters.torch_program import Program, digest
 
 DEVICE = "HANSA_DEVICE"  # environment variable: where this worker trains
@@ -89,7 +89,7 @@ class TorchModel(Model):
     def __post_init__(self) -> None:
         if not callable(self.net) or isinstance(self.net, torch.nn.Module):
             raise ConfigError("net: give a callable that returns a new nn.Module (a class or function), not a module.")
-        check_loss(self.loss)
+        object.__setattr__(self, "loss", carried(self.loss))
         if self.dtype not in (None, "float32", "float64"):
             raise ConfigError(
                 f"dtype='{self.dtype}': parameters are kept in float32 or float64; for half precision "
@@ -183,7 +183,7 @@ class TorchModel(Model):
             inputs, targets = source.take(rows)
             try:
                 outputs = call(*inputs)
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, torch.jit.Error) as error:
                 if len(rows) == 1 and _LONE in str(error):
                     continue
                 raise
@@ -237,7 +237,8 @@ class TorchModel(Model):
     def _module(self, device: str) -> "_Module":
         kept: dict[str, _Module] = self.__dict__["_kept"]
         if device not in kept:
-            kept[device] = _Module(self._build().to(device), self.roles())
+            with _random(0, "cpu"):  # what is drawn while building must not shift what the visit draws
+                kept[device] = _Module(self._build().to(device), self.roles())
         return kept[device]
 
     def _device(self) -> str:

@@ -36,19 +36,34 @@ _SAME_SHAPE = (
 )
 
 
-def check_loss(loss: Any) -> None:
-    """Raises ConfigError for a loss that cannot be called, or whose settings a job could not carry by name."""
-    if not callable(loss) and not isinstance(loss, Sequence):
+def carried(loss: Any) -> Any:
+    """The loss in a form that a job can carry by name: instances as `nn.CrossEntropyLoss()` become their classes.
+
+    Raises:
+      ConfigError: it cannot be called, or it is an instance with settings of its own.
+    """
+    if callable(loss):
+        return _carried(loss)
+    pairs = [] if isinstance(loss, str) or not isinstance(loss, Sequence) else list(loss)
+    if not pairs:
         raise ConfigError(f"loss={loss!r}: give a callable (outputs, targets) -> mean loss, as F.cross_entropy.")
-    for weight, one in parts(loss):
-        if not isinstance(weight, int | float) or not callable(one):
-            raise ConfigError(f"loss part ({weight!r}, {one!r}): give (weight, callable) pairs.")
-        if isinstance(one, nn.Module) and not _as_built(one):
-            name = type(one).__name__
-            raise ConfigError(
-                f"loss={one} has settings of its own, which a job cannot carry: "
-                f"give functools.partial, as in partial(F.cross_entropy, label_smoothing=0.1), instead of {name}(...)."
-            )
+    for pair in pairs:
+        if not (
+            isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], int | float) and callable(pair[1])
+        ):
+            raise ConfigError(f"loss part {pair!r}: give a pair (weight, callable).")
+    return tuple((float(weight), _carried(one)) for weight, one in pairs)
+
+
+def _carried(loss: Any) -> Any:
+    if not isinstance(loss, nn.Module):
+        return loss
+    if not _as_built(loss):
+        raise ConfigError(
+            f"loss={loss} has settings of its own, which a job cannot carry: "
+            "give functools.partial, as in partial(F.cross_entropy, label_smoothing=0.1)."
+        )
+    return type(loss)
 
 
 def parts(loss: Any) -> list[tuple[float, Any]]:
