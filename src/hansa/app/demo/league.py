@@ -30,7 +30,7 @@ from hansa.crypto.identity import Identity
 from hansa.runtimes.grpc.client import Client
 
 SUBMITTER = "alice"
-JOB = Path(__file__).parent / "job"
+JOB = Path(__file__).parent / "templates"
 _START_S, _END_S = 60.0, 10.0
 
 _LOADER = '''"""This hospital's own data, for `hansa worker --data hospital.py:load`; read here and nowhere else."""
