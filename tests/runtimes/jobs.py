@@ -69,7 +69,11 @@ class Remembering(Algorithm):
         visits = (memory["n"] if len(memory) else np.zeros(1, "float32")) + np.float32(1)
         kept = Tensors({"n": visits})
         return Update(
-            difference=update.difference, weight=update.weight, metrics=update.metrics, side={"visits": kept}, memory=kept
+            difference=update.difference,
+            weight=update.weight,
+            metrics=update.metrics,
+            side={"visits": kept},
+            memory=kept,
         )
 
 

@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hansa.algorithms.fedavg import FedAvg
 from hansa.core.data import Clients, Dataset
-from hansa.core.errors import ConfigError, DataError, JobError, TrainingFailed
+from hansa.core.errors import BudgetExceeded, ConfigError, DataError, JobError, TrainingFailed
 from hansa.core.job import Job
-from hansa.core.model import Fit, LocalWork
+from hansa.core.model import Fit, LocalWork, Role
+from hansa.core.pipeline import Pipeline
 from hansa.core.tensors import Tensors
 from hansa.runtimes.local import train
 from hansa.runtimes.processes import Processes
-from tests.runtimes.jobs import JOBS, Regression, plain, some_clients
+from hansa.stages.clip import Clip
+from hansa.stages.mean import UniformMean
+from hansa.stages.noise import Gaussian
+from hansa.stages.sum import Sum
+from tests.runtimes.jobs import JOBS, Regression, plain, remembering, some_clients
 
 
 @pytest.mark.parametrize("make", JOBS.values(), ids=JOBS)
@@ -69,6 +75,12 @@ def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Any) 
 
 
 @dataclass(frozen=True)
+class NoBuffer(Regression):
+    def roles(self) -> dict[str, Role]:
+        return {**super().roles(), "seen": Role.FROZEN}
+
+
+@dataclass(frozen=True)
 class Raises(Regression):
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
         raise ZeroDivisionError("no such luck")
@@ -83,7 +95,9 @@ def test_a_model_that_only_lives_in_this_process_is_refused_with_the_remedy() ->
     class Hidden(Regression):
         pass
 
-    with pytest.raises(JobError, match=r"job.model is '.*<locals>.*', which lives in this process alone: define it at the top"):
+    with pytest.raises(
+        JobError, match=r"job.model is '.*<locals>.*', which lives in this process alone: define it at the top"
+    ):
         train(replace(plain(), model=Hidden()), some_clients(), runtime=Processes(1))
 
 
@@ -96,6 +110,34 @@ def test_data_that_cannot_be_handed_over_is_refused_with_the_remedy() -> None:
 def test_no_processes_are_too_few() -> None:
     with pytest.raises(ConfigError, match="count=0: at least one process is needed"):
         Processes(0)
+
+
+def test_files_of_a_round_are_deleted_when_it_is_over(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *args: False)
+    kept: list[int] = []
+
+    def count(record: Any) -> None:
+        (folder,) = tmp_path.iterdir()
+        kept.append(len(list(folder.iterdir())))
+
+    train(remembering(), some_clients(), runtime=Processes(1), observe=count)
+    assert max(kept) <= 6 + 1, "the data of six clients and the frozen tensors, nothing of a round"
+
+
+def test_a_spent_budget_is_refused_before_a_client_is_opened() -> None:
+    pytest.importorskip("dp_accounting")
+    job = replace(
+        remembering(), algorithm=FedAvg(LocalWork(lr=0.1, steps=1)), epsilon=0.1, delta=1e-5, model=NoBuffer(),
+        pipeline=Pipeline([Clip(1.0), UniformMean(), Gaussian(0.5)], Sum()),
+    )  # fmt: skip
+
+    def unopened() -> None:
+        raise AssertionError("a client was opened")
+
+    clients = Clients.of({f"c{i}": unopened for i in range(9)})
+    with pytest.raises(BudgetExceeded, match="6 more rounds would bring ε to .* beyond epsilon=0.1"):
+        train(job, clients, runtime=Processes(1))
 
 
 def test_nothing_is_left_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,21 @@
 It is the reference: every other runtime gives the same bits for the same job and seed.
 """
 
-import secrets
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from hansa.core.data import Clients
 from hansa.core.errors import ConfigError, HansaError
 from hansa.core.job import Job
-from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Store, Task, Traffic
+from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Task, Traffic
 from hansa.core.tensors import EMPTY, Tensors
-from hansa.core.train import Observe
-from hansa.core.train import train as train_rounds
 from hansa.core.worker import perform
 from hansa.runtimes.history import History
-from hansa.runtimes.memory import MemoryMemories, MemoryStore
+from hansa.runtimes.simulation import simulate
 
 Conversation = Generator[Tensors, Tensors | None, Tensors]
 
@@ -47,7 +45,9 @@ class LocalSession(Session):
         """All clients."""
         return self._clients.ids
 
-    def publish(self, tasks: Sequence[Task], down: Tensors, frozen: Tensors = EMPTY, deadline_s: float | None = None) -> None:
+    def publish(
+        self, tasks: Sequence[Task], down: Tensors, frozen: Tensors = EMPTY, deadline_s: float | None = None
+    ) -> None:
         """Queues the tasks. A simulation has no slow clients: the deadline comes when there is nothing left to do."""
         self._waiting.extend((task, down, frozen) for task in tasks)
         self._down += len(tasks) * down.size_bytes
@@ -118,24 +118,13 @@ class LocalSession(Session):
 class Local(Runtime):
     """Trains in this process, one client at a time."""
 
-    def run(
-        self, job: Job, clients: Clients, *, store: Store | None = None, observe: Observe | None = None, **options: Any
-    ) -> History:
-        """Trains to the end, or from the store's last committed round.
+    def run(self, job: Job, clients: Clients, **options: Any) -> History:
+        """Trains to the end, or from the store's last committed round; options as those of `simulate`."""
 
-        Args:
-          job: see `Job`.
-          clients: every client's data, by id.
-          store: where the state goes; in memory if None.
-          observe: called with each committed record.
-        """
-        state = store if store is not None else MemoryStore()
-        saved = state.load()
-        run = saved.run if saved is not None else secrets.token_hex(8)
-        memories = options.get("memories") or MemoryMemories()
-        session = LocalSession(job, clients, memories)
-        outcome = train_rounds(job, session, state, run=run, observe=observe)
-        return History(job, outcome, state.best())
+        def opened(job: Job, clients: Clients, memories: Memories) -> "nullcontext[LocalSession]":
+            return nullcontext(LocalSession(job, clients, memories))
+
+        return simulate(opened, job, clients, **options)
 
 
 def train(job: Job, clients: Clients, runtime: Runtime | None = None, **options: Any) -> History:

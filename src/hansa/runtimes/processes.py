@@ -4,7 +4,7 @@
     child    perform(...) ──► its message as a file in a private folder (shared memory where there is one)
 
 Only JSON and safetensors files pass between them, never a pickled object: a child rebuilds the job from its canonical
-form, so models, losses and callables must be importable by name. A child that dies is replaced and its tasks done again.
+form, so models, losses and callables must be importable by name. A child that dies is replaced, its task done again.
 """
 
 import json
@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -25,13 +26,11 @@ from hansa.core.checkpoint import buffers, open_bytes
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import ConfigError, DataError, HansaError
 from hansa.core.job import Job, canonical, rebuild
-from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Store, Task, Traffic
+from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Task, Traffic
 from hansa.core.tensors import EMPTY, Tensors
-from hansa.core.train import Observe
-from hansa.core.train import train as train_rounds
 from hansa.core.worker import perform
 from hansa.runtimes.history import History
-from hansa.runtimes.memory import MemoryMemories, MemoryStore
+from hansa.runtimes.simulation import simulate
 
 TRIES = 3  # of one task, when the process that does it dies
 
@@ -50,18 +49,14 @@ class Processes(Runtime):
         if self.count is not None and self.count < 1:
             raise ConfigError(f"count={self.count}: at least one process is needed.")
 
-    def run(
-        self, job: Job, clients: Clients, *, store: Store | None = None, observe: Observe | None = None, **options: Any
-    ) -> History:
-        """Trains to the end, or from the store's last committed round; arguments as those of `Local.run`."""
-        state = store if store is not None else MemoryStore()
-        saved = state.load()
-        run = saved.run if saved is not None else secrets.token_hex(8)
-        job.check(len(clients))
-        memories = options.get("memories") or MemoryMemories()
-        with ProcessSession(job, clients, memories, self.count or os.cpu_count() or 1) as session:
-            outcome = train_rounds(job, session, state, run=run, observe=observe)
-        return History(job, outcome, state.best())
+    def run(self, job: Job, clients: Clients, **options: Any) -> History:
+        """Trains to the end, or from the store's last committed round; options as those of `simulate`."""
+        count = self.count or os.cpu_count() or 1
+
+        def opened(job: Job, clients: Clients, memories: Memories) -> "closing[ProcessSession]":
+            return closing(ProcessSession(job, clients, memories, count))
+
+        return simulate(opened, job, clients, **options)
 
 
 class ProcessSession(Session):
@@ -69,30 +64,29 @@ class ProcessSession(Session):
 
     Args:
       job: must be rebuildable by name; JobError lists what is not.
-      clients: opened here and handed over as files, or in the children where their canonical form allows it.
+      clients: opened in the children where their canonical form says all of them, else here and handed over as files.
       memories: what clients remember between tasks.
-      count: processes, started when the first tasks are published.
+      count: processes, started as tasks are published.
     """
 
     def __init__(self, job: Job, clients: Clients, memories: Memories, count: int) -> None:
-        self._form, self._clients, self._memories = job.worker_form(), clients, memories
-        self._count = count
+        self._clients, self._memories, self._count = clients, memories, count
+        self._setup = {"job": job.worker_form(), "clients": _form(clients)}
         shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(prefix="hansa-", dir=shared)
         self._staged: dict[str, str] = {}  # client -> file of its data
+        self._frozen: dict[str, str] = {}  # hash -> file
         self._waiting: deque[_Request] = deque()
         self._children: list[_Child] = []
         self._place: dict[str, _Child] = {}  # task key -> the process its conversation lives in
-        self._files: dict[str, str] = {}  # what a published task needs: file by file's role
+        self._used: dict[str, list[str]] = {}  # task key -> files that go when it is retired
         self._deadline: Deadline | None = None
         self._up = self._down = 0
         self._compute = 0.0
         self._since = time.perf_counter()
 
-    def __enter__(self) -> "ProcessSession":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Ends the processes and deletes the folder."""
         for child in self._children:
             child.end()
         self._folder.cleanup()
@@ -101,13 +95,21 @@ class ProcessSession(Session):
         """All clients."""
         return self._clients.ids
 
-    def publish(self, tasks: Sequence[Task], down: Tensors, frozen: Tensors = EMPTY, deadline_s: float | None = None) -> None:
+    def publish(
+        self, tasks: Sequence[Task], down: Tensors, frozen: Tensors = EMPTY, deadline_s: float | None = None
+    ) -> None:
         """Writes the message once, and queues the tasks; the deadline comes when there is nothing left to do."""
-        files = {"down": self._write(down), "frozen": self._write(frozen) if len(frozen) else ""}
-        self._waiting.extend(_Request(task, files) for task in tasks)
+        if not tasks:
+            return
+        if len(frozen) and tasks[0].frozen not in self._frozen:
+            self._frozen[tasks[0].frozen] = self._write(frozen)
+        files = {"down": self._write(down), "frozen": self._frozen.get(tasks[0].frozen, "")}
+        for task in tasks:
+            self._used[task.key] = []
+            self._waiting.append(_Request(task, files))
+        self._used[tasks[-1].key].append(files["down"])
         self._down += len(tasks) * down.size_bytes
-        if tasks:
-            self._deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
+        self._deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
 
     def next(self) -> Happening:
         """Keeps every process busy, and gives what the first of them reports."""
@@ -126,14 +128,18 @@ class ProcessSession(Session):
 
     def send(self, task: Task, leg: int, message: Tensors) -> None:
         """Queues the server's answer for the process that holds the conversation."""
-        self._waiting.append(_Request(task, {"answer": self._write(message)}, leg))
+        answer = self._write(message)
+        self._used[task.key].append(answer)
+        self._waiting.append(_Request(task, {"answer": answer}, leg))
 
     def retire(self, tasks: Sequence[Task]) -> None:
-        """Drops what was not begun; a child forgets a conversation when its next task begins."""
+        """Drops what was not begun and deletes the files; a child forgets a conversation when its next task begins."""
         over = {task.key for task in tasks}
         self._waiting = deque(request for request in self._waiting if request.task.key not in over)
         for key in over:
             self._place.pop(key, None)
+            for path in self._used.pop(key, ()):
+                os.unlink(path)
 
     def traffic(self) -> Traffic:
         """Bytes that would have travelled, and the time since the last call."""
@@ -145,44 +151,43 @@ class ProcessSession(Session):
     # -- children
 
     def _dispatch(self) -> None:
-        while len(self._children) < min(self._count, len(self._waiting) + sum(c.request is not None for c in self._children)):
-            self._children.append(_Child(self._form, self._clients_form(), self._folder.name))
+        """Gives every idle process something to do, as far as there is anything for it."""
+        busy = sum(child.request is not None for child in self._children)
+        while len(self._children) < min(self._count, len(self._waiting) + busy):
+            self._children.append(_Child({**self._setup, "folder": self._folder.name}))
         idle = [child for child in self._children if child.request is None]
         for _ in range(len(self._waiting)):
             request = self._waiting.popleft()
             home = self._place.get(request.task.key)
-            child = home if request.leg and home in idle else (idle[0] if idle and not request.leg else None)
-            if child is None:
+            free = [child for child in idle if not request.leg or child is home]
+            if not free:
                 self._waiting.append(request)
                 continue
-            idle.remove(child)
-            self._place[request.task.key] = child
-            child.begin(request, self._inputs(request))
+            idle.remove(free[0])
+            self._place[request.task.key] = free[0]
+            free[0].begin(request, self._inputs(request))
 
     def _inputs(self, request: "_Request") -> dict[str, str]:
         if request.leg:
             return request.files
-        memory = self._memories.load(request.task.client, request.task.since)
-        return {**request.files, "memory": self._write(memory) if len(memory) else "", "data": self._stage(request.task.client)}
-
-    def _clients_form(self) -> Any:
-        """The population's canonical form where children can open it themselves, else None."""
-        try:
-            form = canonical(self._clients)
-        except HansaError:
-            return None
-        return None if "$array" in json.dumps(form) or not isinstance(form, Mapping) or "$type" not in form else form
+        task = request.task
+        memory = self._memories.load(task.client, task.since)
+        remembered = ""
+        if len(memory):
+            remembered = self._write(memory)
+            self._used[task.key].append(remembered)
+        return {**request.files, "memory": remembered, "data": self._stage(task.client)}
 
     def _stage(self, client: str) -> str:
         """The file of one client's columns, written when it is first asked; empty where children open it."""
-        if self._clients_form() is not None:
+        if self._setup["clients"] is not None:
             return ""
         if client not in self._staged:
             data = self._clients.open(client)
             if not isinstance(data, Dataset):
                 raise DataError(
-                    f"the data of '{client}' is a {type(data).__name__}, which cannot be handed to another process: give a "
-                    "Dataset, or clients that are a frozen dataclass (children then open their own data), or use Local()."
+                    f"the data of '{client}' is a {type(data).__name__}, which cannot be handed to another process: "
+                    "give a Dataset, or clients that are a frozen dataclass (children open them), or use Local()."
                 )
             self._staged[client] = self._write(Tensors(data.columns))
         return self._staged[client]
@@ -208,10 +213,21 @@ class ProcessSession(Session):
             return Failure(request.task, report["error"], error=ChildError(report["traceback"]))
         if report.get("memory"):
             self._memories.save(request.task.client, request.task.memory, read_tensors(report["memory"]))
+            os.unlink(report["memory"])
         message = read_tensors(report["message"])
+        os.unlink(report["message"])  # the mapping lives as long as the arrays
         self._up += message.size_bytes
         self._compute += report["seconds"]
         return Reply(request.task, request.leg, message, message.size_bytes, report["seconds"])
+
+
+def _form(clients: Clients) -> Any:
+    """The population's canonical form where children can open it themselves, else None."""
+    try:
+        form = canonical(clients)
+    except HansaError:
+        return None
+    return form if isinstance(form, dict) and "$type" in form and "$array" not in json.dumps(form) else None
 
 
 class ChildError(Exception):
@@ -228,21 +244,19 @@ class _Request:
 class _Child:
     """A worker process and the pipe to it."""
 
-    def __init__(self, form: Any, clients: Any, folder: str) -> None:
+    def __init__(self, setup: Mapping[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        setup = json.dumps({"job": form, "clients": clients, "folder": folder}).encode()
-        self.process = context.Process(target=serve, args=(theirs, setup), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, json.dumps(setup).encode()), daemon=True)
         self.process.start()
         theirs.close()
         self.request: _Request | None = None
 
     def begin(self, request: _Request, files: Mapping[str, str]) -> None:
         self.request = request
-        try:
-            self.pipe.send_bytes(json.dumps({"task": request.task.to_json(), "leg": request.leg, **files}).encode())
-        except OSError:
-            pass  # it died: the pipe says so again when it is read, and the task goes to another
+        message = {"task": request.task.to_json(), "leg": request.leg, **files}
+        with suppress(OSError):  # it died: the pipe says so again when it is read, and the task goes to another
+            self.pipe.send_bytes(json.dumps(message).encode())
 
     def end(self) -> None:
         self.pipe.close()
@@ -304,5 +318,3 @@ def read_tensors(path: str) -> Tensors:
     """The tensors of a file, mapped into memory; the pages live as long as the arrays."""
     with open(path, "rb") as file:
         return open_bytes(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))[0]
-
-
