@@ -53,17 +53,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Signal:
-    """All parts of one contribution, by name: `value`, `buffers`, `weight`, `metric`, and side values."""
+    """All parts of one contribution, by name: `value`, `buffers`, `weight`, `metric`, and side values.
+
+    `divided` is true behind the mean stage, which scaled the parts and says what their total is divided by.
+    """
 
     parts: Mapping[str, Part]
+    divided: bool = False
 
     def with_(self, **parts: Part) -> "Signal":
         """This signal with parts added or replaced."""
-        return Signal({**self.parts, **parts})
+        return Signal({**self.parts, **parts}, self.divided)
 
     def without(self, *names: str) -> "Signal":
         """This signal with parts left out."""
-        return Signal({name: part for name, part in self.parts.items() if name not in names})
+        return Signal({name: part for name, part in self.parts.items() if name not in names}, self.divided)
 
     @property
     def shapes(self) -> Shapes:

@@ -55,7 +55,7 @@ class AdaptiveClip(Stage):
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses a signal that is already weighted, clipped or rounded, and updates clipped to an older bound."""
-        if "weight" not in signal.parts:
+        if signal.divided or "weight" not in signal.parts:
             raise fault("AdaptiveClip after a mean would clip what is already scaled: put AdaptiveClip first.")
         value = signal.parts["value"]
         if value.domain != "real" or not value.additive:

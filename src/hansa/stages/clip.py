@@ -35,7 +35,7 @@ class Clip(Stage):
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses a signal that is already weighted or rounded, where a bound would mean something else."""
-        if "weight" not in signal.parts:
+        if signal.divided or "weight" not in signal.parts:
             raise fault("Clip after a mean would clip what is already scaled: put Clip first.")
         if signal.parts["value"].domain != "real" or not signal.parts["value"].additive:
             raise fault("Clip after a stage that rounds or selects cannot bound the update: put Clip first.")

@@ -41,8 +41,8 @@ class WeightedMean(Stage):
         """Refuses algorithms that need a uniform mean, and a signal without weights."""
         if setting.algorithm.needs_uniform:
             raise fault(f"{type(setting.algorithm).__name__} needs every client to count the same: use UniformMean() instead of WeightedMean().")
-        if "weight" not in signal.parts:
-            raise fault("WeightedMean finds no weight, since an earlier stage took it: keep one mean in the pipeline.")
+        if signal.divided or "weight" not in signal.parts:
+            raise fault("WeightedMean finds a mean before it already: keep one mean in the pipeline.")
         if setting.algorithm.discounts:
             raise fault(f"{type(setting.algorithm).__name__} discounts stale updates over their count: use UniformMean() instead of WeightedMean().")
         weight = signal.parts["weight"]
@@ -51,7 +51,7 @@ class WeightedMean(Stage):
         for name in signal.averaged:
             part = signal.parts[name]
             parts[name] = replace(part, l2=_times(part.l2, most), linf=_times(part.linf, most))
-        return _Weighted(signal.with_(**parts), signal.averaged, most)
+        return _Weighted(replace(signal.with_(**parts), divided=True), signal.averaged, most)
 
 
 class _Weighted(Step):
@@ -83,9 +83,9 @@ class UniformMean(Stage):
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Takes the weight out of the signal."""
-        if "weight" not in signal.parts:
-            raise fault("UniformMean finds no weight, since an earlier stage took it: keep one mean in the pipeline.")
-        return _Uniform(signal.without("weight"), signal.averaged, setting.sampling.kind == "poisson")
+        if signal.divided or "weight" not in signal.parts:
+            raise fault("UniformMean finds a mean before it already: keep one mean in the pipeline.")
+        return _Uniform(replace(signal.without("weight"), divided=True), signal.averaged, setting.sampling.kind == "poisson")
 
 
 class _Uniform(Step):

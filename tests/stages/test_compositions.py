@@ -1,0 +1,195 @@
+"""Pipelines that mean nothing are refused while they are bound, each with what to do instead."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hansa.core.algorithm import Algorithm
+from hansa.core.errors import ConfigError, JobError
+from hansa.core.job import Job
+from hansa.core.model import Fit, LocalWork, Metrics, Model, Role
+from hansa.core.pipeline import Part, Pipeline, Reducer, Setting, Signal, Stage
+from hansa.core.sampling import Fixed, Poisson, Sampling
+from hansa.core.tensors import Tensors
+from hansa.stages.adaptive_clip import AdaptiveClip
+from hansa.stages.clip import Clip
+from hansa.stages.mean import UniformMean, WeightedMean
+from hansa.stages.noise import Gaussian
+from hansa.stages.quantise import Quantise
+from hansa.stages.robust import Median
+from hansa.stages.sum import Sum
+from hansa.stages.topk import TopK
+
+
+class Uniform(Algorithm):
+    needs_uniform = True
+
+
+class Discounting(Algorithm):
+    def discount(self, staleness: int) -> float:
+        return 1.0 / (1 + staleness)
+
+
+class Hidden(Sum):
+    sees = "total"
+
+
+WORK = LocalWork(lr=1.0, epochs=1)
+SIGNAL = Signal(
+    {
+        "value": Part(shapes={"w": ((4, 4), "float32")}),
+        "weight": Part(shapes={"weight": ((1,), "float64")}, bits=64),
+        "metric": Part(shapes={"loss": ((2,), "float64")}, bits=64),
+    }
+)
+BUFFERS = SIGNAL.with_(buffers=Part(shapes={"mean": ((4,), "float32")}))
+PLAIN = Fixed(10)
+STALE = Fixed(10, quorum=5, max_staleness=3)
+
+WRONG: list[tuple[list[Stage], Reducer, str]] = [
+    ([UniformMean(), Clip(1.0)], Sum(), "put Clip first"),
+    ([WeightedMean(), Clip(1.0)], Sum(), "put Clip first"),
+    ([Clip(1.0), Clip(2.0), UniformMean()], Sum(), "leave one out"),
+    ([UniformMean(), UniformMean()], Sum(), "keep one mean in the pipeline"),
+    ([UniformMean(), WeightedMean()], Sum(), "keep one mean in the pipeline"),
+    ([WeightedMean(), UniformMean()], Sum(), "keep one mean in the pipeline"),
+    ([WeightedMean(), WeightedMean()], Sum(), "keep one mean in the pipeline"),
+    ([WeightedMean(), AdaptiveClip(1.0)], Sum(), "put AdaptiveClip first"),
+    ([UniformMean(), Gaussian(1.0)], Sum(), "put Clip before it"),
+    ([Clip(1.0), Gaussian(1.0), UniformMean()], Sum(), r"put UniformMean\(\) before it"),
+    ([Clip(1.0), WeightedMean(), Gaussian(1.0)], Sum(), r"put UniformMean\(\) before it"),
+    ([Clip(1.0), UniformMean(), Quantise(8), Gaussian(1.0)], Sum(), "put Gaussian before Quantise and TopK"),
+    ([Clip(1.0), UniformMean(), TopK(0.1), Gaussian(1.0)], Sum(), "put Gaussian before Quantise and TopK"),
+    ([Clip(1.0), UniformMean(), Gaussian(1.0), TopK(0.1)], Sum(), "error_feedback=False"),
+    ([Clip(1.0), UniformMean(), Gaussian(1.0)], Median(), r"use Sum\(\)"),
+    ([UniformMean(), Quantise(8)], Sum(), "put Clip before it"),
+    ([Clip(1.0), WeightedMean(), Quantise(8)], Sum(), "max_weight"),
+    ([Clip(1.0), UniformMean(), TopK(0.1), Quantise(8)], Sum(), "error feedback out"),
+    ([Clip(1.0), UniformMean(), Quantise(8), Quantise(4)], Sum(), "keep one Quantise"),
+    ([Clip(1.0), UniformMean(), Quantise(8), TopK(0.1)], Sum(), "put TopK before Quantise"),
+    ([UniformMean(), TopK(0.1), TopK(0.5)], Sum(), "keep one TopK"),
+    ([TopK(0.1), UniformMean()], Sum(), "put TopK last"),
+    ([UniformMean(), TopK(0.1)], Hidden(), r"leave TopK out, or use Sum\(\)"),
+    ([UniformMean(), AdaptiveClip(1.0)], Sum(), "put AdaptiveClip first"),
+    ([Clip(1.0), AdaptiveClip(1.0), UniformMean()], Sum(), "keep one of them"),
+    ([AdaptiveClip(1.0), UniformMean(), Gaussian(1.0, count_noise=0.1)], Sum(), "raise it above"),
+    ([WeightedMean()], Median(), r"put UniformMean\(\) in the pipeline"),
+    ([Clip(1.0)], Median(), r"put UniformMean\(\) in the pipeline"),
+]
+
+
+def refusal(
+    stages: list[Stage],
+    reducer: Reducer | None,
+    sampling: Sampling = PLAIN,
+    algorithm: Algorithm | None = None,
+    signal: Signal = SIGNAL,
+) -> str:
+    setting = Setting(sampling=sampling, algorithm=algorithm or Algorithm(WORK), population=10)
+    with pytest.raises(JobError) as caught:
+        Pipeline(stages, reducer).bind(signal, setting)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("stages", "reducer", "remedy"), WRONG)
+def test_wrong_composition_is_refused_with_its_remedy(stages: list[Stage], reducer: Reducer, remedy: str) -> None:
+    assert re.search(remedy, refusal(stages, reducer))
+
+
+@pytest.mark.parametrize(
+    ("stages", "reducer", "sampling", "algorithm", "remedy"),
+    [
+        ([UniformMean(), TopK(0.1)], Sum(), STALE, Algorithm(WORK), "set max_staleness=0"),
+        ([AdaptiveClip(1.0), UniformMean()], Sum(), STALE, Algorithm(WORK), "set max_staleness=0"),
+        ([UniformMean()], Median(), Poisson(0.5), Algorithm(WORK), "use cohort=n instead"),
+        ([UniformMean()], Median(), STALE, Discounting(WORK), r"use Sum\(\)"),
+        ([UniformMean()], Hidden(), STALE, Discounting(WORK), r"use Sum\(\)"),
+        ([WeightedMean()], Sum(), PLAIN, Uniform(WORK), r"use UniformMean\(\) instead"),
+        ([WeightedMean()], Sum(), STALE, Discounting(WORK), r"use UniformMean\(\) instead"),
+    ],
+)
+def test_composition_that_the_job_contradicts_is_refused(
+    stages: list[Stage], reducer: Reducer, sampling: Sampling, algorithm: Algorithm, remedy: str
+) -> None:
+    assert re.search(remedy, refusal(stages, reducer, sampling, algorithm))
+
+
+def test_buffers_under_noise_are_refused() -> None:
+    assert "make them FROZEN" in refusal([Clip(1.0), UniformMean(), Gaussian(1.0)], Sum(), signal=BUFFERS)
+
+
+def test_every_fault_of_a_pipeline_is_listed_at_once() -> None:
+    said = refusal([UniformMean(), Quantise(8), Gaussian(1.0)], Sum())
+    assert "Quantise finds no bound" in said and "Gaussian finds no bound" in said
+
+
+def test_overflow_of_the_sum_is_refused_before_any_data() -> None:
+    setting = Setting(sampling=Fixed(1 << 32), algorithm=Algorithm(WORK), population=1 << 32)
+    with pytest.raises(JobError, match="may overflow: lower bits"):
+        Pipeline([Clip(1.0), UniformMean(), Quantise(32)], Sum()).bind(SIGNAL, setting)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: Gaussian(0.0), "leave Gaussian out"),
+        (lambda: Gaussian(float("nan")), "finite and above 0"),
+        (lambda: Gaussian(1.0, count_noise=-1.0), "count_noise=-1.0"),
+        (lambda: Quantise(1), "from 2"),
+        (lambda: Quantise(33), "to 32"),
+        (lambda: TopK(0.0), r"lies in \(0, 1\]"),
+        (lambda: TopK(1.5), r"lies in \(0, 1\]"),
+        (lambda: AdaptiveClip(-1.0), "initial=-1.0"),
+        (lambda: AdaptiveClip(1.0, quantile=2.0), "quantile=2.0"),
+        (lambda: AdaptiveClip(1.0, learning_rate=0.0), "learning_rate=0.0"),
+        (lambda: Clip(float("inf")), "finite and above 0"),
+        (lambda: WeightedMean(max_weight=0.0), "above 0"),
+    ],
+)
+def test_setting_out_of_range_is_refused_when_it_is_built(build: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build()
+
+
+class Vector(Model):
+    def init(self, seed: int) -> Tensors:
+        return Tensors({"w": np.full(3, 0.5, np.float32)})
+
+    def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
+        return Fit(params, 1)
+
+    def evaluate(self, params: Tensors, data: Any) -> Metrics:
+        return {"loss": (0.0, 1.0)}
+
+    def roles(self) -> dict[str, Role]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "remedy"),
+    [
+        (TopK(0.1), "leave it out"),
+        (TopK(0.1, error_feedback=False), "use Quantise there"),
+        (AdaptiveClip(1.0), "leave it out of `down`"),
+        (Gaussian(1.0), "leave it out of `down`"),
+        (UniformMean(), "leave it out of `down`"),
+    ],
+)
+def test_stage_that_a_worker_cannot_undo_is_refused_downwards(stage: Stage, remedy: str) -> None:
+    job = Job(
+        model=Vector(),
+        algorithm=Algorithm(WORK),
+        pipeline=Pipeline([UniformMean()], Sum()),
+        down=Pipeline([stage]),
+        cohort=2,
+    )
+    with pytest.raises(JobError, match=remedy):
+        job.check(2)
+
+
+def test_pipeline_without_a_mean_is_refused_by_the_job() -> None:
+    job = Job(model=Vector(), algorithm=Algorithm(WORK), pipeline=Pipeline([Clip(1.0)], Sum()), cohort=2)
+    with pytest.raises(JobError, match=r"add UniformMean\(\) or WeightedMean\(\)"):
+        job.check(2)
