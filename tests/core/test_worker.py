@@ -14,7 +14,7 @@ from hansa.core.pipeline import Pipeline
 from hansa.core.runtime import Task
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
-from hansa.stages.mean import UniformMean
+from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.sum import Sum
 from hansa.testing.models import Line, points
 
@@ -26,7 +26,7 @@ class Averaging(Algorithm):
 def job(model=None, algorithm=None, **settings) -> Job:
     return Job(
         model=model or Line(), algorithm=algorithm or Averaging(LocalWork(lr=0.1, steps=1)), cohort=1,
-        pipeline=Pipeline([], Sum()), **settings,
+        pipeline=Pipeline([WeightedMean()], Sum()), **settings,
     )  # fmt: skip
 
 

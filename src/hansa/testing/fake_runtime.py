@@ -8,6 +8,7 @@ What can become of a task, as one word:
     fail      its work raises                       gone      its lease runs out
     silent    nothing, ever                         late      answered once a later round is out
     nan       answered, with NaN in it              stop      the operator ends the run
+    crash     the server is killed
     foreign   answered for another attempt, then as it should be
     slow:2    answered once a round two later is out, or when nothing else is left
 
@@ -109,11 +110,13 @@ class FakeSession(Session):
     def _able(self, task: Task, word: str) -> bool:
         newest = max((other.round for other in self.published if other.kind == "train"), default=0)
         wait = 1 if word == "late" else int(word.partition(":")[2] or 0)
-        return word != "silent" and newest >= task.round + wait
+        return word != "silent" and (wait == 0 or newest >= task.round + wait)
 
     def _happens(self, task: Task, word: str, down: Tensors, frozen: Tensors) -> list[Happening]:
         if word == "stop":
             return [Stop("the test wants it")]
+        if word == "crash":
+            raise Crash
         if word in ("fail", "gone"):
             return [Failure(task, f"{word} by script", gone=word == "gone", error=ValueError("scripted"))]
         try:
