@@ -1,5 +1,6 @@
 """What the command line promises: each command does what it says, and each failure is a sentence with its own code."""
 
+import io
 import json
 import os
 import subprocess
@@ -580,3 +581,30 @@ def test_hansa_toml_says_where_the_server_is(folder: Path) -> None:
     (folder / "hansa.toml").write_text('serverr = "127.0.0.1:1"\n')
     done = hansa("list", "--insecure")
     assert (done.code, "not 'serverr'" in done.err) == (11, True)
+
+
+def test_a_person_at_the_terminal_is_shown_the_files_and_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("grpc")
+    from hansa.app.federation import Person
+    from hansa.core.errors import PolicyError
+    from hansa.runtimes.bundle import pack
+
+    bundle = pack(folder / "job.py", None, None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    with pytest.raises(PolicyError, match="no terminal to ask at"):
+        Person().ask(bundle, "alice")
+    there, here = os.openpty()
+    with open(here) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        for said, allowed in (("y", True), ("", False), ("what", False), ("s", True)):
+            os.write(there, f"{said}\n".encode())
+            if said == "s":
+                os.write(there, b"yes\n")
+            assert Person().ask(bundle, "alice") is allowed
+        monkeypatch.undo()
+    os.close(there)
+    shown = capsys.readouterr().out
+    assert f"job {bundle.hash} of alice: 1 files, entry job.py" in shown
+    assert 'name="plain",' in shown

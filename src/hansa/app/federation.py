@@ -7,7 +7,9 @@ Where the server is and who we are comes from the options, else from HANSA_SERVE
     identity = "alice.pem"                 relative to this file
 """
 
+import asyncio
 import logging
+import select
 import sys
 import threading
 import time
@@ -104,9 +106,11 @@ def worker(
     _logging()
     emit("worker", name=own, server=server, state=str(folder))
     say(f"worker '{own}' with the data {data}, for the server {server}")
+    person = Person()
     work(
         server, folder, data=data, identity=member, insecure=insecure, name=own, policy=policy, device=device,
-        revoked=revoked, ask=_ask if policy is not None and policy.asks else None,
+        revoked=revoked, ready=person.ready,
+        ask=person.ask if policy is not None and policy.asks else None,
     )  # fmt: skip
     say("worker ended")
 
@@ -126,24 +130,43 @@ def _has_data(spec: str) -> None:
         )
 
 
-_asking = threading.Lock()
+class Person:
+    """Whoever sits at a worker's terminal, and is asked whether a job may run; one question at a time."""
 
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-def _ask(bundle: "Bundle", signer: str | None) -> bool:
-    """Asks the person at this terminal whether a job may run here."""
-    if not sys.stdin.isatty():
-        logging.getLogger("hansa.worker").warning(
-            "job %s needs an answer, and there is no terminal to ask at", bundle.hash[:12]
-        )
-        return False
-    with _asking:
-        while True:
-            print(f"\njob {bundle.hash} of {signer or 'nobody known'}: {len(bundle.files)} files, entry {bundle.entry}")
-            said = input("may it run here, on your data?  [y]es / [N]o / [s]how its files: ").strip().lower()
-            if said in ("s", "show"):
+    def ready(self) -> None:
+        """Called in the worker's event loop when it begins: its end ends a question that waits for an answer."""
+        self._tasks = asyncio.all_tasks()
+
+    def ask(self, bundle: "Bundle", signer: str | None) -> bool:
+        """Whether a job may run here.
+
+        Raises:
+          PolicyError: nobody answered before the worker ended, or there is no terminal.
+        """
+        if not sys.stdin.isatty():
+            raise errors.PolicyError(
+                f"job {bundle.hash[:12]} needs an answer, and this worker has no terminal to ask at: its owner may "
+                f"read it with `hansa job show` and allow it: --allow hash:{bundle.hash}"
+            )
+        with self._turn:
+            while True:
+                files = f"{len(bundle.files)} files, entry {bundle.entry}"
+                print(f"\njob {bundle.hash} of {signer or 'nobody known'}: {files}")
+                print("may it run here, on your data?  [y]es / [N]o / [s]how its files: ", end="", flush=True)
+                said = self._line().strip().lower()
+                if said not in ("s", "show"):
+                    return said in ("y", "yes")
                 print(bundle.describe())
-                continue
-            return said in ("y", "yes")
+
+    def _line(self) -> str:
+        while not select.select([sys.stdin], [], [], 0.2)[0]:
+            if any(task.done() or task.cancelling() for task in self._tasks):
+                raise errors.PolicyError("the worker ended before anybody answered: it will ask again")
+        return sys.stdin.readline()
 
 
 # -- asking a server
