@@ -223,6 +223,8 @@ class Job:
                 yield from error.faults
         if bound is None:
             return
+        if not bound.signal.divided:
+            yield "the pipeline has no mean, so the model would move by a sum: add UniformMean() or WeightedMean()."
         if bound.events() and evaluation.workers != 0:
             yield "evaluation on workers releases exact metrics of a private job: set workers=0, evaluate centrally."
         if bound.events() and self.signal.parts.get("buffers"):
