@@ -194,9 +194,9 @@ def test_a_foreign_certificate_is_refused_and_both_sides_say_why(tmp_path: Path)
         home.write_bytes(mixed)
         worker = federation.start_worker("w0", data_of(job).format(name="w0"))
         worker.wait_for("not to be trusted")  # its own authority did not issue the server's certificate
-        assert raw_tls(federation.address, foreign, home_authority) == "TLSV1_ALERT_UNKNOWN_CA"
+        assert raw_tls(federation.address, foreign, home_authority) == "closed"
         assert federation.server is not None
-        federation.server.wait_for("refused a peer in the TLS handshake")
+        federation.server.wait_for("refused a peer in the TLS handshake: its certificate is not one of this federation")
 
 
 def raw_tls(address: str, member: Path, authority: bytes, **options: object) -> str:
@@ -204,6 +204,7 @@ def raw_tls(address: str, member: Path, authority: bytes, **options: object) -> 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name, value in options.items():
         setattr(context, name, value)
+    context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=authority.decode())
     context.load_cert_chain(member)
     host, _, port = address.rpartition(":")
@@ -214,8 +215,7 @@ def raw_tls(address: str, member: Path, authority: bytes, **options: object) -> 
         ):
             tls.settimeout(5)
             tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-            tls.recv(100)
-            return ""
+            return "" if tls.recv(100) else "closed"
     except ssl.SSLError as error:
         return str(error.reason)
     except ConnectionError:
@@ -231,7 +231,9 @@ def test_tls_1_2_and_plain_connections_are_refused(tmp_path: Path) -> None:
         assert raw_tls(address, member, authority) == ""
         assert raw_tls(address, member, authority, minimum_version=ssl.TLSVersion.TLSv1_3) == ""
         refused = raw_tls(address, member, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
-        assert refused in ("SSLV3_ALERT_HANDSHAKE_FAILURE", "TLSV1_ALERT_PROTOCOL_VERSION"), refused
+        assert refused == "UNEXPECTED_EOF_WHILE_READING", "the server ends the handshake"
+        assert federation.server is not None
+        federation.server.wait_for("it does not speak TLS 1.3")
         with Client(address, insecure=True, timeout_s=3) as client, pytest.raises((Unreachable, Refused)):
             client.runs()
 
@@ -247,12 +249,8 @@ def test_a_revoked_worker_and_a_wrong_role_are_refused_with_the_reason(tmp_path:
         federation.authority.revoke("w1")
         worker = federation.start_worker("w1", data_of(job).format(name="w1"))
         worker.wait_for("is revoked")
-        federation.server.wait_for("w1 (")
-        assert "refused w1" not in "" and "is revoked" in federation.server.output
+        federation.server.wait_for("identity 'w1' is revoked")
         federation.workers["w0"].wait_for("is revoked")  # it was connected already
-        identity = Identity.load(federation.identity("server"))
-        with Client(federation.address, identity=identity) as client:
-            assert client.runs() == []
         code = f"""
 from hansa.crypto.identity import Identity
 from hansa.runtimes.grpc.worker import Worker

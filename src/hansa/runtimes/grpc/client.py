@@ -32,7 +32,7 @@ class Client:
 
     Args:
       server: HOST:PORT.
-      identity: of a submitter (or the server's own). None needs `insecure`.
+      identity: of a submitter. None needs `insecure`.
       insecure: no TLS and no identities; the server must be on this machine.
       name: who we say to be, if insecure.
       timeout_s: how long to wait for a server that does not answer.

@@ -4,8 +4,8 @@
     Pull    one → raw bytes: models, frozen tensors, jobs    role worker
     Push    raw bytes → one: updates                         role worker
     Submit  raw bytes → one: a signed job                    role submitter
-    Ask     one → many: list, status, logs, watch, stop …    role submitter or server
-    Model   one → raw bytes: a checkpoint                    role submitter or server
+    Ask     one → many: list, status, logs, watch, stop …    role submitter
+    Model   one → raw bytes: a checkpoint                    role submitter
 
 Who calls is what its certificate says, at every call. A peer's garbage ends its call with one `ProtocolError`, which is
 logged here and told to the peer.
@@ -21,6 +21,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from hansa.runtimes.grpc import handshakes
+
+handshakes.prepare()  # before anything imports gRPC
+
+# ruff: noqa: E402
 from hansa import __version__
 from hansa.core.errors import ConfigError, HansaError, IdentityError, NotFound, ProtocolError, Refused, StorageFull
 from hansa.crypto.certificate import Peer
@@ -51,7 +56,7 @@ from hansa.runtimes.policy import Policy
 from hansa.runtimes.store import SqlStore
 
 LOG = logging.getLogger("hansa.server")
-_PEOPLE = ("submitter", "server")
+_PEOPLE = ("submitter",)
 _CODES = {
     IdentityError: grpc.StatusCode.PERMISSION_DENIED,
     NotFound: grpc.StatusCode.NOT_FOUND,
@@ -154,7 +159,9 @@ class Server:
         LOG.info("server at %s%s", self.address, "" if self._identity else ", insecure")
         await self._stop.wait()
         await asyncio.to_thread(self._federation.end)
-        await server.stop(0.2)
+        for worker in list(self._federation.workers.values()):
+            worker.leave("the server ends")
+        await server.stop(0.5)
 
     # -- calls
 
@@ -189,6 +196,8 @@ class Server:
                 peer = self._gate.enter(context, roles)
                 who = f"{peer.name} ({who})"
                 return await call(request, context, peer)
+            except asyncio.CancelledError:
+                return None  # the peer is gone, or the server ends
             except HansaError as error:
                 LOG.warning("refused %s: %s: %s", who, type(error).__name__, error)
                 reason = (str(error)[:REASON] or type(error).__name__).encode("ascii", "replace").decode()
@@ -282,7 +291,11 @@ class Server:
             upload = session.upload(one, answer)
             await context.send_initial_metadata((("hansa-offset", str(upload.received)),))
             while (chunk := await context.read()) is not grpc.aio.EOF:
-                upload.write(chunk)
+                try:
+                    upload.write(chunk)
+                except StorageFull as full:
+                    session.breaks(full)
+                    raise
                 place.moved(len(chunk))
                 session.moved(up=carried(len(chunk)))
                 if one.upload is not upload:
@@ -413,6 +426,7 @@ def serve(state: str | os.PathLike[str], *, ready: Callable[[str], None] | None 
     Args:
       ready: called with the address once workers can connect.
     """
+    handshakes.listen()
     server = Server(state, **options)
     address = server.start()
     done = threading.Event()

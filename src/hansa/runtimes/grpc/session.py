@@ -103,6 +103,7 @@ class GrpcSession(Session):
         self._limits: dict[str, int] = {}
         self._deadline: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._broken: HansaError | None = None
         self._missing = ""
         self._up = self._down = 0
         self._compute = 0.0
@@ -154,6 +155,8 @@ class GrpcSession(Session):
     def next(self) -> Happening:
         """What happened next."""
         happening = self._queue.get()
+        if self._broken is not None:
+            raise self._broken
         if isinstance(happening, Reply):
             self._replies += 1
             failpoint("first-reply")
@@ -217,6 +220,11 @@ class GrpcSession(Session):
         self._queue.put(Stop(reason))
         with self._members.arrived:
             self._members.arrived.notify_all()
+
+    def breaks(self, fault: HansaError) -> None:
+        """Ends the run with an error that is the server's own, as a full disk is."""
+        self._broken = fault
+        self._queue.put(Stop(str(fault)))
 
     def connected(self, link: Link) -> None:
         """A worker is here (again): it gets what it owes."""

@@ -186,8 +186,10 @@ def diagnose(address: str, identity: Identity | None) -> str:
             context = _probe_context(identity)
             with context.wrap_socket(plain, server_hostname=host) as tls:
                 tls.settimeout(2)
-                tls.recv(1)  # in TLS 1.3 the server's judgement of our certificate comes after the handshake
-                return "it answers now"
+                # In TLS 1.3 the server's judgement of our certificate comes after the handshake; one that takes us speaks first.
+                if tls.recv(1):
+                    return "it answers now"
+                return "it does not take our certificate: use an identity that its own federation's authority enrolled"
     except ssl.SSLCertVerificationError as error:
         return f"its certificate is not to be trusted ({error.verify_message}): is it this federation's server, enrolled for the host {host}?"
     except ssl.SSLError as error:
@@ -209,6 +211,7 @@ def _probe_context(identity: Identity) -> ssl.SSLContext:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])  # without it gRPC ends the connection, whoever we are
     context.load_verify_locations(cadata=identity.authority_pem.decode())
     with tempfile.NamedTemporaryFile() as file:  # mode 0600; the library takes keys from files alone
         file.write(identity.tls_key_pem + identity.tls_certificate_pem)

@@ -27,6 +27,7 @@ from hansa.core.errors import BundleError, ConfigError, HansaError, IdentityErro
 from hansa.core.runtime import Task
 from hansa.crypto.identity import Identity, Signature, verify
 from hansa.runtimes.bundle import Bundle
+from hansa.runtimes.folder_lock import lock_folder
 from hansa.runtimes.grpc.client import error_of
 from hansa.runtimes.grpc.hands import Crashed, Hands
 from hansa.runtimes.grpc.tls import (
@@ -41,7 +42,6 @@ from hansa.runtimes.grpc.tls import (
 from hansa.runtimes.grpc.transfer import pull, push
 from hansa.runtimes.grpc.wire import PROTOCOL, SERVICE, checked, parse_one, pb, task_from_wire
 from hansa.runtimes.policy import Ask, DecisionLog, Policy
-from hansa.runtimes.folder_lock import lock_folder
 
 LOG = logging.getLogger("hansa.worker")
 _REFUSED_S = 5.0  # before a server that refused us is asked again
@@ -54,7 +54,7 @@ class Assignment:
     id: str
     folder: Path
     offers: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
-    doing: set[str] = field(default_factory=set)
+    doing: dict[str, Any] = field(default_factory=dict)  # the newest offer of each task that is not done
     retired: set[str] = field(default_factory=set)
     kept: dict[tuple[str, int], tuple[Any, Path | None]] = field(default_factory=dict)  # answers, until the next task
     hands: Hands | None = None
@@ -79,6 +79,9 @@ class Worker:
     Raises:
       ConfigError, IdentityError: what was given cannot be used.
     """
+
+    start_hands = staticmethod(Hands.start)
+    """What runs a job's code: a process of its own, unless a subclass says otherwise."""
 
     def __init__(
         self, server: str, folder: str | os.PathLike[str], *, data: str, identity: Identity | None = None, insecure: bool = False,
@@ -253,8 +256,10 @@ class Worker:
         if kept is not None and kept[0].task == offer.task:
             run.offers.put_nowait((kept, None))
         elif task.key not in run.doing:
-            run.doing.add(task.key)
+            run.doing[task.key] = offer
             run.offers.put_nowait(offer)
+        else:
+            run.doing[task.key] = offer  # a server that came back has new names for the same content
 
     def _retired(self, message: Any) -> None:
         run = self._runs.get(message.run)
@@ -279,7 +284,10 @@ class Worker:
         while True:
             offer = await run.offers.get()
             if isinstance(offer, tuple):
-                await self._send(run, *offer[0])
+                try:
+                    await self._send(run, *offer[0])
+                except grpc.aio.AioRpcError as error:
+                    LOG.warning("run %s: %s: %s", run.id, error.code().name, error.details())
                 continue
             key = offer.key if hasattr(offer, "key") else task_from_wire(offer.task).key
             try:
@@ -295,9 +303,11 @@ class Worker:
                     self._say(failed=pb.Failed(task=offer.task, reason=_reason(error), gone=False))
             except grpc.aio.AioRpcError as error:
                 LOG.warning("run %s: %s: %s", run.id, error.code().name, error.details())
-            finally:
-                run.doing.discard(key)
-                run.retired.discard(key)
+                if run.doing.get(key, offer) is not offer:
+                    run.offers.put_nowait(run.doing[key])
+                    continue
+            run.doing.pop(key, None)
+            run.retired.discard(key)
 
     async def _do(self, run: Assignment, task: Task, offer: Any) -> None:
         if offer.leg:
@@ -381,7 +391,7 @@ class Worker:
             if self._connected:
                 self._say(log=pb.Log(run=run.id, text=text))
 
-        hands = await Hands.start(run.folder, self._device, log)
+        hands = await self.start_hands(run.folder, self._device, log)
         header, _ = await hands.ask(
             {"do": "load", "entry": str(entry), "bundle": bundle.hash, "data": self._data, "folder": str(run.folder)}
         )
