@@ -20,6 +20,7 @@ https://arxiv.org/abs/1906.03049; Wang, Balle and Kasiviswanathan 2019, https://
 """
 
 import functools
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -68,7 +69,7 @@ class Cost:
         return f"ε = {self.epsilon:.5g} (RDP {self.rdp:.5f}, PLD {self.pld:.5f}) at δ = {self.delta:g}, {self.relation}"
 
 
-def epsilon(job: Job, *, population: int, delta: float | None = None) -> Cost:
+def epsilon(job: Job, *, population: int, delta: float | None = None, rounds: int | None = None) -> Cost:
     """What all rounds of a job will cost, each succeeding at its first attempt (void ones that were opened are charged
     too).
 
@@ -76,6 +77,7 @@ def epsilon(job: Job, *, population: int, delta: float | None = None) -> Cost:
       job: bound to this population first; its faults are raised.
       population: clients that could be asked.
       delta: the job's own if None; well below 1 / population.
+      rounds: how many of them; all if None.
 
     Raises:
       JobError: the job cannot be bound.
@@ -86,7 +88,7 @@ def epsilon(job: Job, *, population: int, delta: float | None = None) -> Cost:
     events = job.bind(population).events()
     if not events:
         raise ConfigError("no stage of this job adds noise, so it has no ε: add one, as in Gaussian(1.0).")
-    return cost(_times(events, job.rounds), chosen, population)
+    return cost(_times(events, job.rounds if rounds is None else rounds), chosen, population)
 
 
 def epsilon_of(ledger: Ledger, delta: float, population: int | None = None) -> Cost:
@@ -177,7 +179,13 @@ def _rdp(event: Event, fixed: bool, orders: tuple[float, ...]) -> np.ndarray:
     dp = _library()
     relation = dp.NeighboringRelation.REPLACE_ONE if fixed else dp.NeighboringRelation.ADD_OR_REMOVE_ONE
     accountant = dp.rdp.RdpAccountant(list(orders), relation)
-    accountant.compose(_as_rdp(dp, event, fixed))
+    logger = logging.getLogger("absl")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)  # it warns of orders that it leaves out, which costs tightness alone
+        accountant.compose(_as_rdp(dp, event, fixed))
+    finally:
+        logger.setLevel(level)
     divergences: np.ndarray = accountant.rdp
     return divergences
 
