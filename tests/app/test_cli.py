@@ -262,7 +262,7 @@ def test_show_says_what_would_run_and_who_sees_what() -> None:
         "canonical form",
         "hansa.adapters.numpy:LogisticModel(",
         "who sees what",
-        "each worker's update",
+        "of each worker: the update, metrics of local training (loss, accuracy), the weight",
         "file    job.py",
         "hash    ",
     ):
@@ -316,6 +316,21 @@ def test_simulate_for_machines_gives_json_lines_alone() -> None:
     assert events[0]["clients"] == 6
     assert events[2]["counted"] == 3
     assert set(events[1]["central"]) == {"loss", "accuracy"}
+
+
+def test_a_job_with_noise_shows_what_it_costs(folder: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    noisy = "[hansa.Clip(1.0), hansa.UniformMean(), hansa.Gaussian(0.8)]"
+    (folder / "job.py").write_text(PLAIN.replace("[hansa.WeightedMean(max_weight=1000)]", noisy))
+    events = hansa("simulate", "job.py", "--format", "json").events
+    costs = [event["epsilon"] for event in events if event["event"] == "round"]
+    assert 0 < costs[0] < costs[1] < costs[2]
+    assert events[-1]["event"] == "privacy" and events[-1]["epsilon"] == costs[-1]
+    lines = hansa("simulate", "job.py").out.splitlines()
+    assert "ε " in lines[0]
+    assert "at δ = 1e-05" in lines[-1]
+    said = hansa("job", "show", "job.py").out
+    assert "of each worker: the update; it adds the noise itself" in said
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,31 +188,33 @@ def _facts(job: Job, population: int) -> dict[str, Any]:
         "name": job.name, "fingerprint": job.fingerprint(), "canonical": job.canonical(), "rounds": job.rounds,
         "population": population, "expected": job.who.expected(population), "stages": stages,
         "reducer": repr(job.pipeline.reducer), "message_bits": bound.bits(), "roles": roles,
-        "sees": _sees(job, bool(bound.events())),
+        "sees": _sees(job, bound.signal.parts, bool(bound.events())),
     }  # fmt: skip
 
 
-def _sees(job: Job, noisy: bool) -> dict[str, str]:
-    """Who sees what, in words, from the reducer's own declaration and the tensors' roles."""
+def _sees(job: Job, parts: Collection[str], noisy: bool) -> dict[str, str]:
+    """Who sees what, in words: from the parts that a message has once bound, the reducer's own word, and the roles."""
     reducer = job.pipeline.reducer
+    metrics = f"metrics of local training ({', '.join(job.model.metrics)})"
+    words = {"value": "the update", "buffers": "buffers", "weight": "the weight", "metric": metrics}
+    sent = ", ".join(words.get(part, part) for part in sorted(parts, key=lambda part: (part != "value", part)))
     one_by_one = reducer is None or reducer.sees == "each"
-    private = [name for name in job.model.shapes() if job.model.role(name) == Role.PRIVATE]
     server = (
-        "each worker's update, after the stages above" if one_by_one else "the sum of the updates, and no single one"
+        f"of each worker: {sent}" if one_by_one else f"sums over the round's workers, and no single one, of: {sent}"
     )
     if noisy:
-        server += "; noise is added before anything is published"
-    workers = "the model of each round" + ("" if not job.down.stages else ", after the stages downwards")
-    metrics = ", ".join(job.model.metrics) or "none"
-    found = {
-        "the server": server + f"; metrics of local training ({metrics}), weights",
-        "a worker": workers + "; nothing of other workers",
+        server += "; it adds the noise itself before anything is published"
+    if job.evaluation.workers != 0:
+        server += "; in rounds of evaluation, the metrics on workers' data in the same way"
+    if job.query is not None:
+        server += f"; answers to the query ({', '.join(job.answers)})"
+    private = [name for name in job.model.shapes() if job.model.role(name) == Role.PRIVATE]
+    return {
+        "the server": server,
+        "a worker": "the model of each round" + (", after the stages downwards" if job.down.stages else ""),
         "whoever fetches the model": "the aggregated model",
         "nobody but the worker": "its data, its memory" + (f", its private tensors {private}" if private else ""),
     }
-    if job.query is not None:
-        found["the server"] += f"; answers to the query ({', '.join(job.answers)})"
-    return found
 
 
 def readable(form: Any, depth: int = 0) -> str:

@@ -11,11 +11,12 @@ Finished rounds scroll by above and stay; only the bar below them is redrawn.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hansa.app.terminal import console, emit, is_live, number, say, settings, size, span
-
-Epsilon = Callable[[int], float | None]
+from hansa.core.errors import MissingExtra
+from hansa.core.job import Job
 
 REFRESH_S = 0.1
 
@@ -32,7 +33,9 @@ class Rounds:
       epsilon: rounds to the ε they cost, for jobs with protective noise.
     """
 
-    def __init__(self, name: str, total: int | None, done: int = 0, epsilon: Epsilon | None = None) -> None:
+    def __init__(
+        self, name: str, total: int | None, done: int = 0, epsilon: Callable[[int], float | None] | None = None
+    ) -> None:
         self.total, self.done = total, done
         self.shown: Mapping[str, Any] = {}
         self._name, self._epsilon = name, epsilon
@@ -211,21 +214,32 @@ def plain_name(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def epsilon_of(job: Any, population: int) -> Epsilon | None:
-    """What so many rounds of a job cost in privacy; None if it has no protective noise or nothing here can tell."""
+@dataclass(frozen=True)
+class Epsilon:
+    """What so many rounds of a job cost in privacy: a function of their number, at a fixed δ.
+
+    Args:
+      job: with protective noise.
+      population: clients that could be asked.
+      delta: the job's own, else 1e-5 or a tenth of 1 / population if that is less.
+    """
+
+    job: Job
+    population: int
+    delta: float
+
+    def __call__(self, rounds: int) -> float | None:
+        """ε after so many rounds; None where nothing here can tell."""
+        try:
+            from hansa.privacy import epsilon
+
+            return float(epsilon(replace(self.job, rounds=rounds), population=self.population, delta=self.delta))
+        except MissingExtra:
+            return None
+
+
+def epsilon_of(job: Job, population: int) -> Epsilon | None:
+    """The cost in privacy of a job's rounds; None if it has no protective noise."""
     if not job.bind(population).events():
         return None
-    try:
-        from dataclasses import replace
-        from importlib import import_module
-
-        measure = import_module("hansa.privacy").epsilon
-    except (ImportError, AttributeError):
-        return lambda rounds: None
-    delta = job.delta or min(1e-5, 1 / (10 * population))
-
-    def cost(rounds: int) -> float | None:
-        value = measure(replace(job, rounds=rounds), population=population, delta=delta)
-        return None if value is None else float(value)
-
-    return cost
+    return Epsilon(job, population, job.delta or min(1e-5, 0.1 / population))

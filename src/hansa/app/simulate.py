@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from hansa.app.jobs import read_settings
 from hansa.app.show import Rounds, epsilon_of, summary
-from hansa.app.terminal import emit, hint, say, span
+from hansa.app.terminal import emit, hint, number, say, span
 from hansa.core.data import Clients
 from hansa.core.errors import ConfigError, MissingExtra
 from hansa.core.job import Job
@@ -83,8 +83,11 @@ def _runtime(name: str, processes: int | None) -> Runtime:
 def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done: int, state: Path | None) -> History:
     """Trains and shows it."""
     emit("started", job=job.name, clients=len(people), rounds=job.rounds, done=done, fingerprint=job.fingerprint())
+    cost = epsilon_of(job, len(people))
+    if cost is not None and cost(1) is None:
+        hint("what the rounds cost in privacy is not shown: pip install 'hansa[dp]'")
     begun = time.perf_counter()
-    with Rounds(job.name, job.rounds, done, epsilon_of(job, len(people))) as rounds:
+    with Rounds(job.name, job.rounds, done, cost) as rounds:
         try:
             history: History = how.run(job, people, observe=lambda record: rounds.add(record.to_json()), **options)
         except KeyboardInterrupt:
@@ -95,6 +98,10 @@ def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done:
     emit("finished", rounds=len(history.rounds), seconds=took, last=last)
     said = f"{len(history.rounds) - done} rounds with {len(people)} clients in {span(took)}"
     say(f"{said}: {summary(last)}" if last else said)
+    spent = cost(len(history.rounds)) if cost is not None else None
+    if cost is not None and spent is not None:
+        emit("privacy", epsilon=spent, delta=cost.delta, rounds=len(history.rounds), population=len(people))
+        say(f"what this would cost in privacy, if every client were real: ε = {number(spent)} at δ = {cost.delta:g}")
     return history
 
 
