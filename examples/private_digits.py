@@ -3,9 +3,9 @@
     pip install 'hansa[sklearn,dp]'
     python examples/private_digits.py
 
-300 clients hold four or five digits each; a round asks each with probability 0.3, clips every update to norm 1 and adds noise to
-the quantised sum. ε protects a client's whole data from whoever sees the models; the server, which adds the updates up
-in the clear, sees them all.
+300 clients hold four or five digits each; a round asks each with probability 0.3, clips every update to norm 1 and adds
+noise to the quantised sum. ε protects a client's whole data from whoever sees the models; the server, which adds the
+updates up in the clear, sees them all.
 """
 
 import hansa

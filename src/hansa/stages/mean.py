@@ -40,11 +40,15 @@ class WeightedMean(Stage):
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses algorithms that need a uniform mean, and a signal without weights."""
         if setting.algorithm.needs_uniform:
-            raise fault(f"{type(setting.algorithm).__name__} needs every client to count the same: use UniformMean() instead of WeightedMean().")
+            name = type(setting.algorithm).__name__
+            raise fault(f"{name} needs every client to count the same: use UniformMean() instead of WeightedMean().")
         if signal.divided or "weight" not in signal.parts:
             raise fault("WeightedMean finds a mean before it already: keep one mean in the pipeline.")
         if setting.algorithm.discounts:
-            raise fault(f"{type(setting.algorithm).__name__} discounts stale updates over their count: use UniformMean() instead of WeightedMean().")
+            name = type(setting.algorithm).__name__
+            raise fault(
+                f"{name} discounts stale updates over their count: use UniformMean() instead of WeightedMean()."
+            )
         weight = signal.parts["weight"]
         most = min(self.max_weight, weight.linf)
         parts = {"weight": replace(weight, l2=most, linf=most)}
@@ -85,7 +89,9 @@ class UniformMean(Stage):
         """Takes the weight out of the signal."""
         if signal.divided or "weight" not in signal.parts:
             raise fault("UniformMean finds a mean before it already: keep one mean in the pipeline.")
-        return _Uniform(replace(signal.without("weight"), divided=True), signal.averaged, setting.sampling.kind == "poisson")
+        return _Uniform(
+            replace(signal.without("weight"), divided=True), signal.averaged, setting.sampling.kind == "poisson"
+        )
 
 
 class _Uniform(Step):
@@ -122,5 +128,3 @@ def _divided(total: Tensors, averaged: frozenset[str], divisor: float) -> Tensor
 
 def _times(bound: float, factor: float) -> float:
     return 0.0 if bound == 0 else bound * factor
-
-
