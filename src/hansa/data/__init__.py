@@ -13,10 +13,14 @@ from hansa.data import heterogeneity
 from hansa.data.files import from_csv, from_npz, from_parquet, load
 from hansa.data.generate import blobs, synthetic
 from hansa.data.labels import labels
+from hansa.data.mapped import Population
+from hansa.data.pack import pack
 from hansa.data.partitioners import (
     IID,
     ByTime,
+    Continuous,
     Dirichlet,
+    Distribution,
     GroupedNaturalId,
     InnerDirichlet,
     NaturalId,
@@ -24,12 +28,18 @@ from hansa.data.partitioners import (
     QuantitySkew,
     Shards,
     Sizes,
+    VerticalEven,
+    VerticalSizes,
+    vertical,
 )
-from hansa.data.plot import plot_labels
+from hansa.data.plot import plot_comparison, plot_labels
 from hansa.data.population import Partition, Partitioner, partition
+from hansa.data.select import AtLeast, Between, ByHash, Drawn, Mapped, Only
 from hansa.data.sets.bundled import breast_cancer, diabetes, digits, iris, split, standardise, wine
 from hansa.data.sets.mnist import mnist
 from hansa.data.sets.shakespeare import shakespeare, tinyshakespeare
+from hansa.data.splits import divide, merge, regroup
+from hansa.data.twins import twin
 
 __all__ = [
     # Populations.
@@ -38,10 +48,25 @@ __all__ = [
     "Partition",
     "Partitioner",
     "partition",
+    # Populations on disk.
+    "Population",
+    "pack",
+    # Some clients, or some of their examples.
+    "AtLeast",
+    "Between",
+    "ByHash",
+    "Drawn",
+    "Mapped",
+    "Only",
+    "divide",
+    "merge",
+    "regroup",
     # How rows fall to clients.
     "IID",
     "ByTime",
+    "Continuous",
     "Dirichlet",
+    "Distribution",
     "GroupedNaturalId",
     "InnerDirichlet",
     "NaturalId",
@@ -49,9 +74,14 @@ __all__ = [
     "QuantitySkew",
     "Shards",
     "Sizes",
+    # How columns fall to owners.
+    "VerticalEven",
+    "VerticalSizes",
+    "vertical",
     # How clients differ.
     "heterogeneity",
     "labels",
+    "plot_comparison",
     "plot_labels",
     # Where data comes from.
     "blobs",
@@ -69,5 +99,6 @@ __all__ = [
     "standardise",
     "synthetic",
     "tinyshakespeare",
+    "twin",
     "wine",
 ]

@@ -1,6 +1,8 @@
 """Data that is made up, from a seed, for examples and tests that ship none, and for checking against a known truth."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -42,37 +44,47 @@ def synthetic(
     return SyntheticClients(alpha, beta, clients, iid, seed)
 
 
-class SyntheticClients(Clients):
+class Generated(Clients):
+    """Clients numbered from 0, of which only a seed is kept. A subclass is a frozen dataclass."""
+
+    clients: int
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        return NumberedIds(self.clients)
+
+    def number(self, client: str) -> int:
+        """The client's number; NotFound for an unknown id."""
+        if client not in self.ids:
+            raise NotFound(f"no client '{client}' among {len(self.ids)} (the first is '{self.ids[0]}').")
+        return int(client)
+
+
+@dataclass(frozen=True)
+class SyntheticClients(Generated):
     """What `synthetic` returns. `truth(id)` is the model that labelled a client's points."""
 
-    def __init__(self, alpha: float, beta: float, clients: int, iid: bool, seed: int) -> None:
-        self._alpha, self._beta, self._iid, self._seed = alpha, beta, iid, seed
-        self._ids = NumberedIds(clients)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        return self._ids
+    alpha: float
+    beta: float
+    clients: int
+    iid: bool
+    seed: int
 
     def truth(self, client: str) -> tuple[np.ndarray, np.ndarray]:
         """W of shape (10, 60) and b of shape (10,), such that y = argmax(W x + b)."""
-        rng = np.random.default_rng([self._seed, 0] if self._iid else [self._seed, 1, self._number(client)])
-        mean = 0.0 if self._iid else rng.normal(0, self._alpha)
+        rng = np.random.default_rng([self.seed, 0] if self.iid else [self.seed, 1, self.number(client)])
+        mean = 0.0 if self.iid else rng.normal(0, self.alpha)
         return rng.normal(mean, 1, (CLASSES, FEATURES)), rng.normal(mean, 1, CLASSES)
 
     def open(self, client: str) -> Dataset:
-        rng = np.random.default_rng([self._seed, 2, self._number(client)])
+        rng = np.random.default_rng([self.seed, 2, self.number(client)])
         size = 50 + int(min(rng.lognormal(4, 2), 1e6))  # the tail is heavy: one draw in 10⁶ exceeds 10⁶
-        centre = np.zeros(FEATURES) if self._iid else rng.normal(rng.normal(0, self._beta), 1, FEATURES)
+        centre = np.zeros(FEATURES) if self.iid else rng.normal(rng.normal(0, self.beta), 1, FEATURES)
         spread = np.arange(1, FEATURES + 1) ** -0.6  # the square root of the covariance j^-1.2
         # Rounded to float32 before it is labelled, so that the truth labels what the client sees without fault.
         x = (centre + spread * rng.standard_normal((size, FEATURES))).astype(np.float32)
         weights, bias = self.truth(client)
         return Dataset(x=x, y=(x @ weights.T + bias).argmax(1).astype(np.int64))
-
-    def _number(self, client: str) -> int:
-        if client not in self._ids:
-            raise NotFound(f"no client '{client}' among {len(self._ids)} (the first is '{self._ids[0]}').")
-        return int(client)
 
 
 def blobs(rows: int = 1000, classes: int = 3, features: int = 2, separation: float = 3.0, seed: int = 0) -> Dataset:

@@ -7,14 +7,14 @@ Two arrays describe all clients, so that memory is O(rows + clients) and a clien
 """
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple, overload
 
 import numpy as np
 
 from hansa.core.data import Clients, Dataset
-from hansa.core.errors import DataError, NotFound
+from hansa.core.errors import DataError
+from hansa.data.ids import known_place
 from hansa.data.labels import labels
 
 DEFAULT_CLIENTS = 100
@@ -118,15 +118,16 @@ class Partition(Clients):
 
     def position(self, client: str) -> int:
         """The place of `client` among the ids. Bisection, so that no table of ids is kept beside them."""
-        place = bisect_left(self._ids, client)
-        if place == len(self._ids) or self._ids[place] != client:
-            raise NotFound(f"no client '{client}' among {len(self._ids)} (the first is '{self._ids[0]}').")
-        return place
+        return known_place(self._ids, client)
 
     def rows(self, client: str) -> np.ndarray:
         """The row numbers that `client` owns in `dataset`: a view, not to be written to."""
         place = self.position(client)
         return self._rows[self._offsets[place] : self._offsets[place + 1]]
+
+    def all_rows(self) -> np.ndarray:
+        """The row numbers of all clients, one client after the other: a view, not to be written to."""
+        return self._rows
 
     def open(self, client: str) -> Dataset:
         """A copy of the rows of one client; NotFound for an unknown id."""

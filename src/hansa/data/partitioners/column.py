@@ -110,6 +110,40 @@ class ByTime(Partitioner):
         return by_owner(owner, clients)
 
 
+@dataclass(frozen=True)
+class Continuous(Partitioner):
+    """Clients that differ in a measurement: rows sorted by it, blurred by noise, and cut into equal parts.
+
+        z = (v − mean(v)) / sd(v)        sort by  strictness · z + (1 − strictness) · N(0, 1)
+
+    Args:
+      column: of numbers.
+      strictness: 1 sorts by the column alone; 0 is IID.
+
+    Source: the continuous partitioner of Flower Datasets, https://flower.ai/docs/datasets
+    """
+
+    column: str
+    _: KW_ONLY
+    strictness: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strictness <= 1:
+            raise DataError(f"strictness={self.strictness!r} must lie between 0 (IID) and 1 (sorted).")
+
+    def cut(self, dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Cut:
+        clients = client_count(dataset, clients)
+        values = one_value_each(dataset, self.column)
+        if values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):
+            raise DataError(f"column '{self.column}' must hold finite numbers to sort by, not {values.dtype}.")
+        centred = values - values.mean(dtype=np.float64)
+        scaled = centred / (centred.std() or 1.0)
+        key = self.strictness * scaled + (1 - self.strictness) * rng.standard_normal(len(values))
+        owner = np.empty(len(values), dtype=np.int64)
+        owner[np.argsort(key, kind="stable")] = np.arange(len(values)) * clients // len(values)
+        return by_owner(owner, clients)
+
+
 def _names(values: np.ndarray) -> Sequence[str]:
     """Sorted values as text; whole numbers from 0 upwards zero-padded to equal length."""
     if values.dtype.kind in "iu" and values[0] >= 0:

@@ -200,6 +200,40 @@ class Pathological(Partitioner):
             yield shares
 
 
+@dataclass(frozen=True)
+class Distribution(Partitioner):
+    """Given shares of each label: client k gets the part shares[c][k] / Σ_j shares[c][j] of the rows with label c.
+
+    Args:
+      shares: one tuple for each label, in sorted order of the labels, of one number of at least 0 for each client.
+      label: the column of labels.
+
+    Source: the distribution partitioner of Flower Datasets, https://flower.ai/docs/datasets
+    """
+
+    shares: tuple[tuple[float, ...], ...]
+    _: KW_ONLY
+    label: str = "y"
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.shares}
+        if len(widths) != 1 or widths == {0}:
+            raise DataError(f"shares must be tuples of one number a client, not of lengths {sorted(widths)}.")
+        table = np.array(self.shares, dtype=float)
+        if not np.all(np.isfinite(table)) or not np.all(table >= 0) or not np.all(table.sum(1) > 0):
+            raise DataError("shares must be numbers of at least 0, with one above 0 for each label: mend the table.")
+
+    def cut(self, dataset: Dataset, clients: int | None, rng: np.random.Generator) -> Cut:
+        found, codes = labels(dataset, self.label)
+        table = np.array(self.shares, dtype=float)
+        if len(table) != len(found):
+            raise DataError(f"shares are given for {len(table)} labels, but column '{self.label}' has {len(found)}.")
+        if clients not in (None, table.shape[1]):
+            raise DataError(f"clients={clients}, but shares are given for {table.shape[1]}: lower or raise clients.")
+        dealt = (apportion(int(total), row) for total, row in zip(np.bincount(codes), table, strict=True))
+        return by_owner(_deal(codes, dealt, rng), table.shape[1])
+
+
 def _deal(codes: np.ndarray, shares: Iterable[np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """The owner of every row, when client k gets shares[c][k] random rows with label c."""
     owner = np.empty(len(codes), dtype=np.int64)
