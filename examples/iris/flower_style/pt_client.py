@@ -3,13 +3,14 @@
 import argparse
 from functools import reduce
 
-import hansa.app.flower as fl
 import numpy as np
 import sklearn
 import sklearn.datasets
 import sklearn.metrics
 import torch
 import torch.nn as nn
+
+import hansa.app.flower as fl
 
 
 def get_data(split="all"):
@@ -151,5 +152,4 @@ if __name__ == "__main__":
     parser.add_argument("-s", "--split", type=str, default="alice", help="the split to train on: alice, bob or all")
     args = parser.parse_args()
 
-    torch.manual_seed(42)
     fl.client.start_numpy_client("localhost:8080", client=PTMLPClient(split=args.split))
