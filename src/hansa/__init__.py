@@ -47,6 +47,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "adapters.sklearn": ("SklearnModel",),
     "runtimes.local": ("Local", "train"),
     "runtimes.processes": ("Processes",),
+    "runtimes.virtual.device": ("Device",),
+    "runtimes.virtual.fleet": ("Fleet",),
+    "runtimes.virtual.runtime": ("Virtual",),
 }
 _MODULES: dict[str, str] = {"errors": "core.errors", "data": "data", "privacy": "privacy"}
 _HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
@@ -107,6 +110,9 @@ if TYPE_CHECKING:
     from hansa.core.train import History as History
     from hansa.runtimes.local import Local as Local, train as train
     from hansa.runtimes.processes import Processes as Processes
+    from hansa.runtimes.virtual.device import Device as Device
+    from hansa.runtimes.virtual.fleet import Fleet as Fleet
+    from hansa.runtimes.virtual.runtime import Virtual as Virtual
     from hansa.stages.adaptive_clip import AdaptiveClip as AdaptiveClip
     from hansa.stages.clip import Clip as Clip
     from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean

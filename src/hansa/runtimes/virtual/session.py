@@ -191,8 +191,11 @@ class VirtualSession(Session):
 
     def _fate(self, task: Task, leg: int) -> tuple[bool, float]:
         """Whether the device leaves in this leg, and after which share of it. Each leg is as likely as another."""
+        probability = float(self.world.fleet.columns["dropout"][self._device(task.client)])
+        if not probability:
+            return False, 1.0
         draws = self._draws(task)
-        leaves = draws[0] < float(self.world.fleet.columns["dropout"][self._device(task.client)])
+        leaves = draws[0] < probability
         here = leaves and int(draws[1] * self._legs) == leg
         return here, float(draws[2]) if here else 1.0
 
