@@ -1,6 +1,7 @@
 """Dying on purpose, for tests: HANSA_FAILPOINT=name[:count] kills this process, as `kill -9` would, at a named step.
 
-    server   after-publish first-reply mid-fold before-charge after-charge before-commit mid-commit after-commit after-retire
+    server   after-publish first-reply mid-fold before-charge after-charge
+             before-commit mid-commit after-commit after-retire
     worker   mid-training mid-upload
 
 `count` is the time at which that step is reached; 1 if it is not given.

@@ -7,8 +7,8 @@
       logs/RUN.log               what the run's log says
       spool/                     uploads of the current round, sealed; emptied at start
 
-A commit is one transaction: it is there whole after it returned, or not at all. A small checkpoint lies in the database,
-so that a round costs one fsync; a large one is a file that is on disk before the transaction that names it.
+A commit is one transaction: it is there whole after it returned, or not at all. A small checkpoint lies in the
+database, so that a round costs one fsync; a large one is a file, on disk before the transaction that names it.
 """
 
 import errno
@@ -144,8 +144,8 @@ class SqlStore:
         run = secrets.token_hex(6)
         with self._begin() as connection:
             connection.execute(_runs.insert().values(
-                id=run, name=name, bundle=bundle, fingerprint=fingerprint, submitter=submitter, state="submitted", reason="",
-                created=time.time(), workers=workers, rounds=rounds, secret=os.urandom(32),
+                id=run, name=name, bundle=bundle, fingerprint=fingerprint, submitter=submitter, state="submitted",
+                reason="", created=time.time(), workers=workers, rounds=rounds, secret=os.urandom(32),
             ))  # fmt: skip
         return run
 
@@ -178,8 +178,8 @@ class SqlStore:
         before = self.find(run)["fingerprint"]
         if before and before != fingerprint:
             raise StateMismatch(
-                f"run {run} was begun with the fingerprint {before[:12]}, and its job has {fingerprint[:12]} now: install the "
-                "version of Hansa it began with, or submit the job again."
+                f"run {run} was begun with the fingerprint {before[:12]}, and its job has {fingerprint[:12]} now: "
+                "install the version of Hansa it began with, or submit the job again."
             )
         with self._begin() as connection:
             values = {"name": name, "fingerprint": fingerprint, "rounds": rounds}
@@ -240,7 +240,8 @@ class SqlStore:
                 connection.execute(_version.insert().values(version=0))
             if version > len(MIGRATIONS):
                 raise StateMismatch(
-                    f"{self.folder} was written by a newer Hansa (schema {version}, this one knows {len(MIGRATIONS)}): install that one."
+                    f"{self.folder} was written by a newer Hansa (schema {version}, this one knows {len(MIGRATIONS)}): "
+                    "install that one."
                 )
             for step in MIGRATIONS[version:]:
                 step(connection)
@@ -252,10 +253,19 @@ class RunStore(Store):
 
     def __init__(self, whole: SqlStore, run: str) -> None:
         self._whole, self._run = whole, run
+        # What this process has read or written is not read again: nobody else writes while it holds the folder.
         self._records: list[Mapping[str, Any]] | None = None
+        self._entries: list[Entry] | None = None
+        self._secret: bytes | None = None
+        self._blobs: dict[str, str | None] | None = None
 
     def secret(self) -> bytes:
         """Drawn from the operating system when the run was submitted."""
+        if self._secret is None:
+            self._secret = self._read_secret()
+        return self._secret
+
+    def _read_secret(self) -> bytes:
         with self._whole._begin() as connection:
             return bytes(connection.execute(sql.select(_runs.c.secret).where(_runs.c.id == self._run)).scalar_one())
 
@@ -275,10 +285,17 @@ class RunStore(Store):
                 run=self._run, round=round, attempt=attempt, survivors=json.dumps(list(survivors)),
                 events=json.dumps([vars(event) for event in events]),
             ))  # fmt: skip
+        if self._entries is not None:
+            self._entries += [Entry(round, attempt, event) for event in events]
         failpoint("after-charge")
 
     def charges(self) -> Sequence[Entry]:
         """The ledger."""
+        if self._entries is None:
+            self._entries = self._read_charges()
+        return tuple(self._entries)
+
+    def _read_charges(self) -> list[Entry]:
         with self._whole._begin() as connection:
             found = connection.execute(
                 sql.select(_charges).where(_charges.c.run == self._run).order_by(_charges.c.id)
@@ -303,26 +320,29 @@ class RunStore(Store):
         mine = _checkpoints.c.run == self._run
         try:
             with self._whole._begin() as connection:
-                before = set(connection.execute(sql.select(_checkpoints.c.blob).where(mine)).scalars())
+                if self._blobs is None:
+                    query = sql.select(_checkpoints.c.which, _checkpoints.c.blob).where(mine)
+                    self._blobs = {row.which: row.blob for row in connection.execute(query)}
+                after = {**self._blobs, **dict.fromkeys(("last", "best") if best else ("last",), values["blob"])}
                 for which in ("last", "best") if best else ("last",):
-                    changed = connection.execute(
-                        _checkpoints.update().where(mine & (_checkpoints.c.which == which)).values(**values)
-                    )
-                    if not changed.rowcount:
+                    if which in self._blobs:
+                        here = mine & (_checkpoints.c.which == which)
+                        connection.execute(_checkpoints.update().where(here).values(**values))
+                    else:
                         connection.execute(_checkpoints.insert().values(run=self._run, which=which, **values))
-                connection.execute(
-                    _records.insert().values(run=self._run, round=record["round"], record=json.dumps(record))
-                )
-                after = set(connection.execute(sql.select(_checkpoints.c.blob).where(mine)).scalars())
+                text = json.dumps(record)
+                connection.execute(_records.insert().values(run=self._run, round=record["round"], record=text))
         except BaseException:
             if values["blob"]:
                 self._whole._blobs.delete(values["blob"])
             raise
+        before, self._blobs = set(self._blobs.values()), after
         if self._records is not None:
             self._records.append(record)
         failpoint("after-commit")
-        for blob in before - after - {None}:
-            self._whole._blobs.delete(blob)
+        for blob in before - set(after.values()):
+            if blob is not None:
+                self._whole._blobs.delete(blob)
 
     def records(self) -> Sequence[Mapping[str, Any]]:
         """The records of all committed rounds, in order."""
@@ -331,6 +351,15 @@ class RunStore(Store):
             with self._whole._begin() as connection:
                 self._records = [json.loads(text) for text in connection.execute(query).scalars()]
         return list(self._records)
+
+    def latest(self) -> tuple[int, Mapping[str, Any] | None]:
+        """How many rounds are committed, and the record of the last, read afresh."""
+        mine = _records.c.run == self._run
+        with self._whole._begin() as connection:
+            count = connection.execute(sql.select(sql.func.count()).select_from(_records).where(mine)).scalar_one()
+            query = sql.select(_records.c.record).where(mine).order_by(_records.c.round.desc()).limit(1)
+            text = connection.execute(query).scalar()
+        return count, None if text is None else json.loads(text)
 
     def records_from(self, start: int) -> list[Mapping[str, Any]]:
         """The records from round `start` on, read afresh."""

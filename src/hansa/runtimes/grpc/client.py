@@ -143,7 +143,7 @@ class Client:
         Raises:
           NotFound: no round is committed yet, or none was kept as the best.
         """
-        return Checkpoint.load(self.model_bytes(run, best=best))
+        return Checkpoint.load(memoryview(self.model_bytes(run, best=best)))
 
     def model_bytes(self, run: str, *, best: bool = False) -> bytearray:
         """The same as the file that it is: safetensors, with the names' part `state/model/` as the model."""

@@ -81,8 +81,8 @@ class DiskMemories:
         path = mine / f"{since}.safetensors"
         if not path.exists():
             raise CorruptFile(
-                f"'{client}' has no memory of round {since}, which the server counted: its folder was lost or exchanged. "
-                "Restore it, or submit the job again."
+                f"'{client}' has no memory of round {since}, which the server counted: its folder was lost or changed; "
+                "restore it, or submit the job again."
             )
         return open_bytes(path.read_bytes())[0]
 
@@ -123,7 +123,7 @@ class Executor:
                 getattr(self, f"_{what}")(raw=raw, **header)
             except Exception as error:
                 key = header.get("key") or (header.get("task") and Task.from_json(header["task"]).key)
-                self._talking.pop(key, None)
+                self._talking.pop(str(key), None)
                 if not isinstance(error, HansaError):
                     traceback.print_exc()
                     sys.stderr.flush()

@@ -4,6 +4,7 @@ It belongs to the event loop; the threads of runs look in through `members` and 
 """
 
 import asyncio
+import hashlib
 import logging
 import shutil
 import threading
@@ -36,14 +37,18 @@ class Bell:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: list[asyncio.Future[None]] = []
+        self.rung = 0  # times; what a listener remembers before it looks
 
     def ring(self) -> None:
         """There is news."""
+        self.rung += 1
         if self._waiting:
             self._loop.call_soon_threadsafe(self._wake)
 
-    async def heard(self, timeout_s: float) -> None:
-        """Returns at the next ring, or after the time is over."""
+    async def heard(self, rung: int, timeout_s: float) -> None:
+        """Returns once it has been rung more often than that, or after the time is over."""
+        if self.rung != rung:
+            return
         future = self._loop.create_future()
         self._waiting.append(future)
         await asyncio.wait([future], timeout=timeout_s)
@@ -98,9 +103,14 @@ class Federation:
     """
 
     def __init__(
-        self, store: SqlStore, gate: Gate, identity: Identity | None, policy: Policy | None, loop: asyncio.AbstractEventLoop,
+        self,
+        store: SqlStore,
+        gate: Gate,
+        identity: Identity | None,
+        policy: Policy | None,
+        loop: asyncio.AbstractEventLoop,
         lease_s: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.store, self.gate, self.identity, self.policy, self.loop = store, gate, identity, policy, loop
         self.lease_s = lease_s
         self.places = Places()
@@ -263,12 +273,12 @@ class Federation:
     def status(self, row: dict[str, Any]) -> dict[str, Any]:
         """A run as people see it; blocking."""
         run = self.runs.get(row["id"])
-        records = self.store.run(row["id"]).records()
+        count, last = self.store.run(row["id"]).latest()
         return {
-            "run": row["id"], "name": row["name"], "state": row["state"], "reason": row["reason"], "round": len(records),
+            "run": row["id"], "name": row["name"], "state": row["state"], "reason": row["reason"], "round": count,
             "rounds": row["rounds"], "submitter": row["submitter"], "created": row["created"], "bundle": row["bundle"],
             "fingerprint": row["fingerprint"], "waiting": run.session.waiting() if run and run.session else "",
-            "last": records[-1] if records else None,
+            "last": last,
         }  # fmt: skip
 
     def stop(self, run: str, reason: str) -> None:
@@ -323,8 +333,15 @@ class Federation:
         self.store.set_state(run.id, "running")
         payload = pb.Payload(size=len(content), name=_digest(content))
         run.session = GrpcSession(
-            run.id, job, bundle=payload, members=self, spool=self._spool, loop=self.loop, workers=row["workers"], log=say,
-        )  # fmt: skip
+            run.id,
+            job,
+            bundle=payload,
+            members=self,
+            spool=self._spool,
+            loop=self.loop,
+            workers=row["workers"],
+            log=say,
+        )
         if run.stopping or self._ending:
             raise Stopped("stopped before it began")
         done = len(store.records())
@@ -386,8 +403,6 @@ class Federation:
 
 
 def _digest(content: bytes) -> bytes:
-    import hashlib
-
     return hashlib.sha256(content).digest()
 
 

@@ -44,8 +44,12 @@ class Hands:
         return cls(process, reader, writer, log)
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, log: Callable[[str], None]
-    ) -> None:  # fmt: skip
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log: Callable[[str], None],
+    ) -> None:
         self._process, self._reader, self._writer, self._log = process, reader, writer, log
         self._last: collections.deque[str] = collections.deque(maxlen=12)
         self._printing = asyncio.create_task(self._print())

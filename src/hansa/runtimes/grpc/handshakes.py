@@ -37,7 +37,7 @@ def sentence(failure: str) -> str:
 
 
 def prepare() -> None:
-    """Has gRPC log handshakes: it looks at its verbosity once, when it is imported, and complains if it is told much."""
+    """Has gRPC log handshakes: it looks at its verbosity once, when it is imported, and grumbles if told much."""
     if "grpc" in sys.modules:
         return
     os.environ["GRPC_VERBOSITY"] = "INFO"  # whatever a parent process left there

@@ -84,10 +84,18 @@ class Server:
     """
 
     def __init__(
-        self, state: str | os.PathLike[str], *, listen: str = "127.0.0.1:0", identity: Identity | None = None, insecure: bool = False,
-        revoked: Path | None = None, policy: Policy | None = None, database: str | None = None, blobs: str | None = None,
+        self,
+        state: str | os.PathLike[str],
+        *,
+        listen: str = "127.0.0.1:0",
+        identity: Identity | None = None,
+        insecure: bool = False,
+        revoked: Path | None = None,
+        policy: Policy | None = None,
+        database: str | None = None,
+        blobs: str | None = None,
         ping_s: int = 30,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if identity is None:
             if not insecure:
                 raise ConfigError("no identity: give one made by `hansa enrol`, or --insecure for this machine alone.")
@@ -96,7 +104,7 @@ class Server:
             identity.check_valid()
             if identity.role != "server":
                 raise IdentityError(
-                    f"identity '{identity.name}' is enrolled as {identity.role}: a server needs one with the role server."
+                    f"identity '{identity.name}' is enrolled as {identity.role}: a server needs the role server."
                 )
         self.address = ""
         self._listen, self._identity, self._ping_s = listen, identity, ping_s
@@ -179,7 +187,7 @@ class Server:
         handlers = {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
         handlers["/grpc.health.v1.Health/Check"] = aio.unary_unary_rpc_method_handler(_healthy)
 
-        class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+        class Handlers(grpc.GenericRpcHandler):
             def service(self, details: Any) -> Any:
                 return handlers.get(details.method)
 
@@ -213,11 +221,12 @@ class Server:
     async def _work(self, requests: AsyncIterator[bytes], context: Any, peer: Peer) -> None:
         first = await context.read()
         what, hello = parse_one(pb.FromWorker, first) if first is not grpc.aio.EOF else ("nothing", None)
-        if what != "hello":
+        if hello is None or what != "hello":
             raise ProtocolError(f"a worker's stream begins with hello, not with {what}.")
         if hello.protocol != PROTOCOL:
             raise Refused(
-                f"'{peer.name}' speaks protocol {hello.protocol} (Hansa {hello.hansa[:20]}), and this server {PROTOCOL}: install the same version."
+                f"'{peer.name}' speaks protocol {hello.protocol} (Hansa {hello.hansa[:20]}), this server {PROTOCOL}: "
+                "install the same version."
             )
         signature = b""
         if self._identity is not None:
@@ -359,18 +368,20 @@ class Server:
     async def _ask_logs(self, row: dict[str, Any], question: Any, context: Any, peer: Peer) -> None:
         start, log, bell = question.start, self._federation.log_of(row["id"]), self._federation.bell_of(row["id"])
         while True:
+            rung = bell.rung
             over = row["id"] not in self._federation.runs
             for line in log.read(start):
                 await context.write(_saying(line))
                 start = line["next"]
             if over or not question.follow:
                 return
-            await bell.heard(0.5)
+            await bell.heard(rung, 30.0)
 
     async def _ask_watch(self, row: dict[str, Any], question: Any, context: Any, peer: Peer) -> None:
         start, said = question.start, None
         store, bell = self._store.run(row["id"]), self._federation.bell_of(row["id"])
         while True:
+            rung = bell.rung
             over = row["id"] not in self._federation.runs
             records = await asyncio.to_thread(store.records_from, start)
             for record in records:
@@ -383,7 +394,7 @@ class Server:
                 await context.write(_saying({"status": status}))
             if over or not question.follow:
                 return
-            await bell.heard(1.0)
+            await bell.heard(rung, 5.0)  # for whom a run waits changes without a ring
 
     async def _model(self, request: bytes, context: Any, peer: Peer) -> None:
         wanted = parse(pb.ModelRequest, request)

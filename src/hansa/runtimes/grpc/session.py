@@ -315,7 +315,7 @@ class GrpcSession(Session):
         return f"waiting for {', '.join(named)}{f' and {len(slow) - 5} more' if len(slow) > 5 else ''}"
 
     def expire(self, away_s: Callable[[str], float], lease_s: float) -> None:
-        """Where a quorum lets a round go on without somebody, a worker that is away for longer than its lease is out."""
+        """Where a quorum lets a round go on without somebody, a worker that is away longer than its lease is out."""
         if self.job.who.quorum is None:
             return  # everybody is needed, so everybody is waited for
         for one in self.outstanding():

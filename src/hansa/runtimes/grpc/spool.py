@@ -76,7 +76,8 @@ class Upload:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
                 raise StorageFull(
-                    f"the spool cannot take an upload of {self.size} bytes ({error.strerror}): free space in the state folder."
+                    f"the spool cannot take an upload of {self.size} bytes ({error.strerror}): "
+                    "free space in the state folder, and resume the run."
                 ) from None
             self._tag.update(chunk)
             self.received += len(chunk)

@@ -186,12 +186,15 @@ def diagnose(address: str, identity: Identity | None) -> str:
             context = _probe_context(identity)
             with context.wrap_socket(plain, server_hostname=host) as tls:
                 tls.settimeout(2)
-                # In TLS 1.3 the server's judgement of our certificate comes after the handshake; one that takes us speaks first.
+                # In TLS 1.3 the server judges our certificate after the handshake; one that takes us speaks first.
                 if tls.recv(1):
                     return "it answers now"
                 return "it does not take our certificate: use an identity that its own federation's authority enrolled"
     except ssl.SSLCertVerificationError as error:
-        return f"its certificate is not to be trusted ({error.verify_message}): is it this federation's server, enrolled for the host {host}?"
+        return (
+            f"its certificate is not to be trusted ({error.verify_message}): is it this federation's server, and "
+            f"enrolled for the host {host}?"
+        )
     except ssl.SSLError as error:
         known = {
             "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority of our identity: use one of its own federation"

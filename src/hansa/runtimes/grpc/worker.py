@@ -84,9 +84,19 @@ class Worker:
     """What runs a job's code: a process of its own, unless a subclass says otherwise."""
 
     def __init__(
-        self, server: str, folder: str | os.PathLike[str], *, data: str, identity: Identity | None = None, insecure: bool = False,
-        name: str = "", policy: Policy | None = None, ask: Ask | None = None, revoked: Path | None = None, device: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        server: str,
+        folder: str | os.PathLike[str],
+        *,
+        data: str,
+        identity: Identity | None = None,
+        insecure: bool = False,
+        name: str = "",
+        policy: Policy | None = None,
+        ask: Ask | None = None,
+        revoked: Path | None = None,
+        device: str = "",
+    ) -> None:
         self._metadata: tuple[tuple[str, str], ...] = ()
         if identity is None:
             if not insecure or not name:
@@ -99,7 +109,7 @@ class Worker:
             identity.check_valid()
             if identity.role != "worker":
                 raise IdentityError(
-                    f"identity '{identity.name}' is enrolled as {identity.role}: a worker needs one with the role worker."
+                    f"identity '{identity.name}' is enrolled as {identity.role}: a worker needs the role worker."
                 )
             name = identity.name
         self.name, self._server, self._folder, self._data = name, server, Path(folder).absolute(), data
@@ -168,7 +178,7 @@ class Worker:
             waiting.cancel()
         if what != "welcome" or welcome.protocol != PROTOCOL:
             raise ProtocolError(
-                f"it greets with {what}, protocol {getattr(welcome, 'protocol', '?')}: install the same version of Hansa."
+                f"it greets with {what}, protocol {getattr(welcome, 'protocol', '?')}: install the same Hansa."
             )
         self._check_server(nonce, welcome.signature)
         self._connected = True
@@ -200,7 +210,7 @@ class Worker:
             )
 
     def _check_server(self, nonce: bytes, signature: bytes) -> None:
-        """Only a member with the role server signs our nonce; TLS alone would let any member with this host name be one."""
+        """Only a member with the role server signs our nonce; for TLS alone any with this host name would do."""
         if self._identity is not None:
             content = welcome_content(nonce, self.name)
             verify(
@@ -379,7 +389,7 @@ class Worker:
         await pull(self._open, self._metadata, run.id, checked(payload, inline=False), path)
 
     async def _prepared(self, run: Assignment, offer: Any) -> Hands:
-        """An executor that has loaded the run's job and our data; nothing of the job is unpacked before it is allowed."""
+        """An executor that has loaded the job and our data; nothing of the job is unpacked before it is allowed."""
         path = run.folder / "job.hansa"
         if not path.exists() or hashlib.sha256(path.read_bytes()).digest() != offer.bundle.name:
             await self._pull(run, offer.bundle, path)
