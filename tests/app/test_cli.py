@@ -156,6 +156,14 @@ def test_an_error_is_one_json_object_on_stderr_for_machines() -> None:
     assert json.loads(done.err)["exit_code"] == 19
 
 
+def test_what_a_job_file_prints_is_not_among_the_results_for_machines(folder: Path) -> None:
+    (folder / "job.py").write_text("print('hello')\n" + PLAIN)
+    done = hansa("job", "check", "job.py", "--format", "json")
+    assert [event["event"] for event in done.events] == ["checked"]
+    assert "hello" in done.err
+    assert "hello" in hansa("job", "check", "job.py").out
+
+
 # ── a job ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -101,7 +101,7 @@ def test_a_terminal_gets_a_table_with_a_bar_that_is_gone_at_the_end(tmp_path: Pa
     os.close(ours)
     said = b"".join(pieces).decode()
     assert "round     loss  accuracy" in said
-    assert "\n30/30  " in said
+    assert "30/30  " in said
     assert "━" in said and "left" in said
     assert "━" not in said.rpartition("30 rounds with 10 clients")[2]
     assert "30 rounds with 10 clients" in said

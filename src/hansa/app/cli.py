@@ -47,7 +47,7 @@ class Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """As Typer's, with the arguments in order."""
-        terminal.settings.format, terminal.settings.verbose = "text", False
+        terminal.settings.format, terminal.settings.verbose, terminal.settings.results = "text", False, None
         return super().main(globals_first(sys.argv[1:] if args is None else args), *rest, **options)
 
     def invoke(self, ctx: Any) -> Any:
@@ -91,6 +91,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def top(
+    ctx: typer.Context,
     format: Annotated[
         str, typer.Option("--format", metavar="text|json", help="Text for people, or JSON lines.")
     ] = "text",
@@ -106,6 +107,10 @@ def top(
     if format not in ("text", "json"):
         raise typer.BadParameter("choose text or json", param_hint="--format")
     terminal.settings.format, terminal.settings.verbose = format, verbose
+    if format == "json":  # what a job file prints is no result: it goes to stderr
+        results = terminal.settings.results = sys.stdout
+        sys.stdout = sys.stderr
+        ctx.call_on_close(lambda: setattr(sys, "stdout", results))
 
 
 # -- options that several commands have

@@ -49,6 +49,10 @@ def server(
 ) -> None:
     """Serves until SIGINT or SIGTERM."""
     host, _ = split(bind, "--bind")
+    if insecure and not is_loopback(host):
+        raise ConfigError(
+            f"--insecure with --bind {bind}: only this machine is safe without identities; enrol instead."
+        )
     if advertise is not None:
         split(advertise, "--advertise")
     _parent(state, "--state")
@@ -473,10 +477,18 @@ def _parent(path: Path, option: str) -> None:
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first.")
 
 
+class _ToStderr(logging.Handler):
+    """Writes to standard error as it is when something is said: the server exchanges it when it begins."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def _logging() -> None:
     """Our own log on stderr: the time, who, what."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
     log = logging.getLogger("hansa")
-    log.addHandler(handler)
+    if not any(isinstance(handler, _ToStderr) for handler in log.handlers):
+        handler = _ToStderr()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+        log.addHandler(handler)
     log.setLevel(logging.DEBUG if settings.verbose else logging.INFO)

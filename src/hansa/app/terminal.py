@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hansa.core.errors import HansaError
 
@@ -31,6 +31,7 @@ class Settings:
 
     format: str = "text"
     verbose: bool = False
+    results: TextIO | None = None  # where JSON goes, while stdout is turned to stderr; None: stdout itself
 
     @property
     def json(self) -> bool:
@@ -56,7 +57,7 @@ def is_live() -> bool:
 def emit(event: str, **fields: Any) -> None:
     """One result for machines; nothing in text mode."""
     if settings.json:
-        print(json.dumps({"event": event, **fields}, default=str, allow_nan=False), flush=True)
+        print(json.dumps({"event": event, **fields}, default=str, allow_nan=False), file=settings.results, flush=True)
 
 
 def say(text: str, style: str | None = None) -> None:
