@@ -1,4 +1,4 @@
-"""Any `nn.Module` and loss as a model: a plain PyTorch loop, with the module kept between visits.
+"""Any `nn.Module` and loss as a model: its local step traced and replayed, or a plain PyTorch loop.
 
     fit:  load params into the module → for each batch of LocalWork: forward, loss, grad, step in place → copy out
 
@@ -6,6 +6,7 @@ Names are those of `state_dict()`; of tied parameters the first name counts. Res
 rng alone; all that one process fits goes through one lock, since PyTorch's threads and random state are the process's.
 """
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,12 +32,14 @@ except ModuleNotFoundError as error:
 
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_loss import Task, carried, check_shapes, correct, ready, task
+from hansa.adapters.torch_native import Untraceable
 from hansa.adapters.torch_program import Program, digest
+from hansa.adapters.torch_replay import LONE, Replay
 
 DEVICE = "HANSA_DEVICE"  # environment variable: where this worker trains
 EVALUATION_BATCH = 512  # examples at a time; decides memory, and nothing else
+LOOPS = ("replay", "replay, channels last", "plain", "plain, channels last")
 _LOCK = threading.RLock()
-_LONE = "Expected more than 1 value per channel when training"  # PyTorch's words where batch norm meets one example
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class TorchModel(Model):
       dtype: of all float tensors; None leaves the module's own (float32 or float64).
       device: where to train, as `cpu` or `cuda:0`; None asks the environment variable HANSA_DEVICE, then takes the CPU.
       threads: that PyTorch may use during `fit` and `evaluate`; part of what decides float rounding.
+      loop: how `fit` runs its steps: `plain` or `replay` (traced once, run natively without autograd; what cannot be
+        traced runs plainly), each also with `, channels last`; or `auto`: replay on the CPU, with channels last for
+        convolutions. It changes float rounding alone; only dropout on images draws other masks in another layout.
 
     Guarantees:
       Two fits with equal arguments give equal bits on one kind of machine, whatever was fitted in between. Dropout
@@ -85,8 +91,11 @@ class TorchModel(Model):
     dtype: str | None = field(default=None, kw_only=True)
     device: str | None = field(default=None, kw_only=True, metadata=SPEED)
     threads: int = field(default=1, kw_only=True, metadata=SPEED)
+    loop: str = field(default="auto", kw_only=True, metadata=SPEED)
 
     def __post_init__(self) -> None:
+        if self.loop not in ("auto", *LOOPS):
+            raise ConfigError(f"loop='{self.loop}': choose 'auto' or one of {LOOPS}.")
         if not callable(self.net) or isinstance(self.net, torch.nn.Module):
             raise ConfigError("net: give a callable that returns a new nn.Module (a class or function), not a module.")
         object.__setattr__(self, "loss", carried(self.loss))
@@ -134,8 +143,9 @@ class TorchModel(Model):
         return self._facts[1]
 
     def plan(self) -> str:
-        """Device kind and threads."""
-        return f"torch loop, {self._device().split(':')[0]}, threads={self.threads}"
+        """The loop, the kind of device, and threads."""
+        device = self._device()
+        return f"torch; {self._loop(device)}; {device.split(':')[0]}; threads={self.threads}"
 
     def finish(self, params: Tensors) -> Any:
         """The `nn.Module` with these parameters, on the CPU and in eval mode."""
@@ -160,7 +170,7 @@ class TorchModel(Model):
     # -- training
 
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
-        """A plain loop over the batches of `work`, as the class says."""
+        """The steps of `work`, replayed or in a plain loop, as the class says."""
         batches = work.batches(len(data), rng)
         seed = int(rng.integers(2**63))
         device = self._device()
@@ -176,15 +186,23 @@ class TorchModel(Model):
         weights = [module.parameters[name] for name in names]
         check_terms(work, {name: tuple(w.shape) for name, w in zip(names, weights, strict=True)})
         pulled = [name for name in names if roles.get(name) != Role.PRIVATE]
+        source, tally = _Columns(data, self.inputs, self.targets, module.dtype, device), _Tally(self)
+        if module.loop.startswith("replay"):
+            try:
+                trained = dict(zip(names, weights, strict=True))
+                for run in module.replay(self).fit(work, trained, pulled, module.others(trained), batches, source.take):
+                    tally.add(*run)
+                return Fit(module.copy(), tally.steps, tally.metrics())
+            except Untraceable:
+                pass  # said once by Replay; nothing was changed
         descent = InPlaceDescent(work, names, weights, pulled, _beside)
-        source = _Columns(data, self.inputs, self.targets, module.dtype, device)
-        loss_of, call, tally = ready(self.loss), module.module, _Tally(self)
+        loss_of, call = ready(self.loss), module.module
         for rows in batches:
             inputs, targets = source.take(rows)
             try:
                 outputs = call(*inputs)
             except (ValueError, torch.jit.Error) as error:
-                if len(rows) == 1 and _LONE in str(error):
+                if len(rows) == 1 and LONE in str(error):
                     continue
                 raise
             if not tally.steps:
@@ -192,7 +210,7 @@ class TorchModel(Model):
             loss = loss_of(outputs, targets)
             grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             descent.step(grads)
-            tally.add(loss.detach(), outputs, targets, len(rows))
+            tally.add(loss.detach().reshape(1), outputs, targets, len(rows))
         if not tally.steps:
             raise DataError(
                 "batch norm cannot train on single examples: "
@@ -215,7 +233,7 @@ class TorchModel(Model):
                 with torch.inference_mode():
                     outputs = module.module(*inputs)
                     check_shapes(self.loss, outputs, targets)
-                    tally.add(loss_of(outputs, targets), outputs, targets, len(rows))
+                    tally.add(loss_of(outputs, targets).reshape(1), outputs, targets, len(rows))
             return tally.metrics()
 
     # -- the module
@@ -238,8 +256,14 @@ class TorchModel(Model):
         kept: dict[str, _Module] = self.__dict__["_kept"]
         if device not in kept:
             with _random(0, "cpu"):  # what is drawn while building must not shift what the visit draws
-                kept[device] = _Module(self._build().to(device), self.roles())
+                kept[device] = _Module(self._build().to(device), self.roles(), self._loop(device))
         return kept[device]
+
+    def _loop(self, device: str) -> str:
+        if self.loop != "auto":
+            return self.loop
+        images = any(len(shape) == 4 for shape, _ in self.shapes().values())
+        return "plain" if device != "cpu" else "replay, channels last" if images else "replay"
 
     def _device(self) -> str:
         name = self.device or os.environ.get(DEVICE) or "cpu"
@@ -262,8 +286,9 @@ _DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bo
 class _Module:
     """A module on its device, with all that makes a visit independent of the ones before."""
 
-    def __init__(self, module: Any, roles: Mapping[str, Role]) -> None:
-        self.module = module
+    def __init__(self, module: Any, roles: Mapping[str, Role], loop: str) -> None:
+        self.loop = loop
+        self.module = module.to(memory_format=torch.channels_last) if "channels last" in loop else module
         self._roles = roles
         named = _named(module)
         self.parameters = {name: tensor for name, tensor in module.named_parameters() if name in named}
@@ -271,6 +296,7 @@ class _Module:
             tensor.requires_grad_(roles.get(name, Role.TRAINABLE) in _TRAINED)
         floats = [tensor.dtype for tensor in self.parameters.values() if tensor.is_floating_point()]
         self.dtype = floats[0] if floats else torch.float32
+        self._replay: Replay | None = None
         # Buffers that are not in state_dict are reset at each visit.
         self._unsaved = {name: tensor.clone() for name, tensor in module.named_buffers() if name not in named}
 
@@ -297,6 +323,18 @@ class _Module:
             if own and all(self._roles.get(name) == Role.FROZEN for name in own):
                 still.append(part)
         return still
+
+    def others(self, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters and buffers but those trained, as one visit changes them."""
+        parameters = {name: p.detach() for name, p in self.module.named_parameters() if name not in trained}
+        return parameters | dict(self.module.named_buffers())
+
+    def replay(self, model: TorchModel) -> Replay:
+        """The traced loops of this module, kept between visits."""
+        if self._replay is None:
+            keep = model.__dict__["_task"] != Task.VALUES or bool(model.measures)
+            self._replay = Replay(self.module, ready(model.loss), keep, functools.partial(check_shapes, model.loss))
+        return self._replay
 
     def copy(self) -> Tensors:
         return Tensors({name: _array(tensor) for name, tensor in _named(self.module).items()})
@@ -335,22 +373,23 @@ class _Tally:
         self._sizes: list[int] = []
         self.steps = 0
 
-    def add(self, loss: Any, outputs: Any, targets: Any, size: int) -> None:
-        self.steps += 1
-        self._sizes.append(size)
-        self._sums.setdefault("loss", []).append(loss)
+    def add(self, losses: Any, outputs: Any, targets: Any, size: int) -> None:
+        """Takes the losses of some batches of `size`, and the outputs and targets of all their examples."""
+        self.steps += len(losses)
+        self._sizes += [size] * len(losses)
+        self._sums.setdefault("loss", []).append(losses)
         with torch.no_grad():
-            right = correct(self._task, outputs, targets)
+            right = correct(self._task, outputs, targets) if outputs is not None else None
             if right is not None:
-                self._sums.setdefault("accuracy", []).append(right)
+                self._sums.setdefault("accuracy", []).append(right.reshape(1))
             for name, (measure, _) in self._measures.items():
-                self._sums.setdefault(name, []).append(measure(outputs, targets).sum())
+                self._sums.setdefault(name, []).append(measure(outputs, targets).sum().reshape(1))
 
     def metrics(self) -> Metrics:
         seen = float(sum(self._sizes))
         found = {}
         for name, values in self._sums.items():
-            each = torch.stack(values).double().cpu().numpy()
+            each = torch.cat(values).double().cpu().numpy()
             found[name] = (float(each @ np.asarray(self._sizes) if name == "loss" else each.sum()), seen)
         return found
 
@@ -376,7 +415,7 @@ def _load(named: Mapping[str, Any], params: Tensors) -> None:
 
 
 def _array(tensor: Any) -> np.ndarray:
-    return np.array(tensor.detach().cpu().numpy())
+    return np.array(tensor.detach().cpu().numpy(), order="C")
 
 
 def _beside(array: Any, like: Any) -> Any:

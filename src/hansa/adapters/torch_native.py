@@ -1,0 +1,192 @@
+"""An ATen graph as a native loop: many steps in one call, with no Python between operations.
+
+    fx graph of one step ─► TorchScript IR text ─► torch's own interpreter
+
+    loop(kept, columns, rates, losses, outputs):
+        for i in steps:   x ← columns[i];   one step, in place;   losses[i], outputs[i] ← what it gave
+
+The IR is written straight from the graph that `make_fx` traced, so nothing is scripted, and nothing is compiled. What
+depends on no batch (transposes of weights that change in place) is lifted out of the loop.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from hansa.core.errors import ConfigError
+
+ATEN = torch.ops.aten
+VIEWS = (
+    ATEN.t.default, ATEN.view.default, ATEN.transpose.int, ATEN.permute.default, ATEN.expand.default,
+    ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN._unsafe_view.default,
+)  # fmt: skip
+_DTYPES = {
+    torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4, torch.float16: 5, torch.float32: 6,
+    torch.float64: 7, torch.bool: 11, torch.bfloat16: 15,
+}  # fmt: skip
+_FORMATS = {torch.contiguous_format: 0, torch.preserve_format: 1, torch.channels_last: 2}
+
+
+class Untraceable(ConfigError):
+    """This graph has no native form; the plain loop does the same work."""
+
+
+def native_loop(
+    graph: GraphModule, kept: Sequence[Node], batch: Sequence[Node], rates: Node, results: Sequence[Node]
+) -> Callable[..., None]:
+    """The step in `graph`, repeated.
+
+    Args:
+      graph: of one step: placeholders, ATen calls (those in place do the step's work), and an output.
+      kept: placeholders that stay the same tensors at every step: parameters, buffers, optimiser state.
+      batch: placeholders of one batch.
+      rates: placeholder of numbers of the step's own, shape (k,).
+      results: nodes whose values are stored at every step.
+
+    Returns:
+      A callable (kept, columns, rates, stores): kept tensors; `columns` of shape (steps, ...) whose slices are the
+      batches; `rates` of shape (steps, k); `stores` of shape (steps, ...), one for each result, which are filled.
+
+    Raises:
+      Untraceable: an argument that the IR cannot hold.
+    """
+    writer = _Writer(kept, batch, rates)
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            writer.call(node)
+        elif node.op == "get_attr":
+            raise Untraceable(f"the step holds the constant tensor '{node.target}'")
+    text = writer.text(results)
+    try:
+        function = torch._C._create_function_from_graph("hansa_local_loop", torch._C.parse_ir(text))
+    except RuntimeError as error:
+        raise Untraceable(f"PyTorch does not take the step's IR: {str(error).splitlines()[0]}") from error
+
+    def run(tensors: Sequence[Any], columns: Sequence[Any], rates: Any, stores: Sequence[Any]) -> None:
+        # Grad mode is on, though no tensor requires grad: LSTM kernels keep what backward needs only if it is.
+        with torch.enable_grad():
+            function(*columns, rates, len(rates), *stores, *tensors)
+
+    return run
+
+
+class _Writer:
+    """Collects the lines of the IR: constants and what is lifted, and the body of the loop."""
+
+    def __init__(self, kept: Sequence[Node], batch: Sequence[Node], rates: Node) -> None:
+        self._kept, self._batch = kept, batch
+        self._names: dict[Node, str] = {node: f"%kept{i}" for i, node in enumerate(kept)}
+        self._names |= {node: f"%batch{i}" for i, node in enumerate(batch)}
+        self._names[rates] = "%rate"
+        self._still = set(kept)  # nodes with the same value, or the same memory, at every step
+        self._constants: dict[tuple[str, str], str] = {}
+        self._before: list[str] = []
+        self._body: list[str] = []
+        self._count = 0
+
+    def call(self, node: Node) -> None:
+        schema = node.target._schema  # type: ignore[union-attr]
+        lifted = node.target in VIEWS and all(n in self._still for n in node.all_input_nodes)
+        lines = self._before if lifted else self._body
+        values = [self._argument(node, i, argument, lines) for i, argument in enumerate(schema.arguments)]
+        call = f"{schema.name}({', '.join(values)})"
+        if lifted:
+            self._still.add(node)
+        types = [str(one.type) for one in schema.returns]
+        if types == ["Tensor"]:
+            self._names[node] = f"%{node.name}"
+            lines.append(f"%{node.name} : Tensor = {call}")
+            return
+        if types == ["List[Tensor]"]:
+            lines.append(f"%{node.name}_list : Tensor[] = {call}")
+            types, call = ["Tensor"] * len(node.meta["val"]), f"prim::ListUnpack(%{node.name}_list)"
+        if set(types) != {"Tensor"}:
+            raise Untraceable(f"{schema.name} returns {types}")
+        outputs = [f"%{node.name}_out{i}" for i in range(len(types))]
+        for user in node.users:
+            if user.target is not operator.getitem:
+                raise Untraceable(f"{schema.name} is used whole")
+            self._names[user] = outputs[user.args[1]]  # type: ignore[index]
+        lines.append(f"{', '.join(f'{name} : Tensor' for name in outputs)} = {call}")
+
+    def _argument(self, node: Node, at: int, argument: Any, lines: list[str]) -> str:
+        if argument.name in node.kwargs:
+            value = node.kwargs[argument.name]
+        elif not argument.kwarg_only and at < len(node.args):
+            value = node.args[at]
+        else:
+            value = argument.default_value
+        if isinstance(value, Node):
+            return self._names[value]
+        if isinstance(value, list | tuple) and any(isinstance(one, Node) for one in value):
+            kind = "Tensor?" if any(one is None for one in value) or "Optional" in str(argument.type) else "Tensor"
+            items = [self._names[one] if isinstance(one, Node) else self.constant(None) for one in value]
+            name = self._fresh()
+            lines.append(f"{name} : {kind}[] = prim::ListConstruct({', '.join(items)})")
+            return name
+        if isinstance(value, int) and not isinstance(value, bool) and str(argument.type) == "float":
+            value = float(value)
+        return self.constant(value)
+
+    def constant(self, value: Any) -> str:
+        """The name of a constant, written once."""
+        value = _DTYPES.get(value, value) if isinstance(value, torch.dtype) else value
+        value = _FORMATS.get(value, value) if isinstance(value, torch.memory_format) else value
+        value = 0 if isinstance(value, torch.layout) else value
+        key = (type(value).__name__, repr(value))
+        if key in self._constants:
+            return self._constants[key]
+        name = self._fresh()
+        if value is None:
+            line = f"{name} : NoneType = prim::Constant()"
+        elif isinstance(value, bool):
+            line = f"{name} : bool = prim::Constant[value={int(value)}]()"
+        elif isinstance(value, int):
+            line = f"{name} : int = prim::Constant[value={value}]()"
+        elif isinstance(value, float):
+            line = f"{name} : float = prim::Constant[value={value!r}]()"
+        elif isinstance(value, str):
+            line = f'{name} : str = prim::Constant[value="{value}"]()'
+        elif isinstance(value, torch.device):
+            line = f'{name} : Device = prim::Constant[value="{value}"]()'
+        elif isinstance(value, list | tuple):
+            kinds = {type(one) for one in value}
+            kind = {bool: "bool", float: "float"}.get(next(iter(kinds), int), "int")
+            if not kinds <= {bool, int, float} or len(kinds) > 1:
+                raise Untraceable(f"the step holds the list {value!r}")
+            line = f"{name} : {kind}[] = prim::ListConstruct({', '.join([self.constant(one) for one in value])})"
+        else:
+            raise Untraceable(f"the step holds a {type(value).__name__}")
+        if isinstance(value, float) and ("inf" in line or "nan" in line):
+            raise Untraceable(f"the step holds the number {value}")
+        self._before.append(line)
+        self._constants[key] = name
+        return name
+
+    def text(self, results: Sequence[Node]) -> str:
+        """The whole graph as IR."""
+        zero, false, true = self.constant(0), self.constant(False), self.constant(True)
+        columns, stores = range(len(self._batch)), range(len(results))
+        typed = [*(f"%column{i} : Tensor" for i in columns), "%rates : Tensor", "%steps : int"]
+        typed += [
+            f"{name} : Tensor" for name in [*(f"%store{i}" for i in stores), *(self._names[n] for n in self._kept)]
+        ]
+        take = [f"%batch{i} : Tensor = aten::select(%column{i}, {zero}, %i)" for i in columns]
+        take.append(f"%rate : Tensor = aten::select(%rates, {zero}, %i)")
+        put = []
+        for i, node in enumerate(results):
+            put.append(f"%place{i} : Tensor = aten::select(%store{i}, {zero}, %i)")
+            put.append(f"%put{i} : Tensor = aten::copy_(%place{i}, {self._names[node]}, {false})")
+        body = "\n".join("      " + line for line in [*take, *self._body, *put])
+        before = "\n".join("  " + line for line in self._before)
+        return (
+            f"graph({', '.join(typed)}):\n{before}\n  prim::Loop(%steps, {true})\n    block0(%i : int):\n{body}\n"
+            f"      -> ({true})\n  return (%rates)\n"
+        )
+
+    def _fresh(self) -> str:
+        self._count += 1
+        return f"%c{self._count}"

@@ -1,0 +1,196 @@
+"""Replayed steps do what the plain loop does, for every declared feature, and what cannot be traced is left to it."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from hansa.adapters import torch_replay  # noqa: E402
+from hansa.adapters.torch import TorchModel  # noqa: E402
+from hansa.adapters.torch_native import Untraceable  # noqa: E402
+from hansa.core.data import Dataset  # noqa: E402
+from hansa.core.model import LocalWork  # noqa: E402
+from hansa.core.tensors import Tensors  # noqa: E402
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Dropout(0.3), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def images():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)
+    )
+
+
+def normed():
+    return nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def attention():
+    return nn.Sequential(
+        nn.Unflatten(1, (3, 4)), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Flatten(), nn.Linear(12, 3)
+    )
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.words, self.cell, self.out = nn.Embedding(20, 4), kind(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.cell(self.words(x))[0][:, -1])
+
+
+def lstm():
+    return Recurrent(nn.LSTM)
+
+
+def gru():
+    return Recurrent(nn.GRU)
+
+
+class Deciding(nn.Module):
+    """Its way through depends on values, which no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y * 2 if float(y.sum().detach()) > 0 else y
+
+
+NETS = {"mlp": mlp, "convolutions": convolutions, "attention": attention, "lstm": lstm, "gru": gru}
+WORK = {
+    "sgd": {},
+    "momentum": {"momentum": 0.9, "weight_decay": 0.01},
+    "adam": {"optimiser": "adam", "lr": 0.01, "eps": 1e-3},  # a small eps shows the rounding of gradients of zero
+    "proximal": {"proximal": 0.5},
+}
+
+
+def some_data(words=False, examples=33):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 20, (examples, 7)) if words else rng.normal(size=(examples, 12))
+    return Dataset(x=x, y=rng.integers(0, 3, examples))
+
+
+def fit(model, work, words=False, examples=33):
+    return model.fit(model.init(0), some_data(words, examples), work, np.random.default_rng(5))
+
+
+def apart(a, b):
+    return max(float(np.abs(np.asarray(a[n], float) - b[n]).max() / (np.abs(b[n]).max() + 1e-30)) for n in b)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_a_replayed_round_equals_the_plain_loop(net, work, dtype, caplog):
+    words = net in (lstm, gru)
+    asked = LocalWork(
+        **{"lr": 0.05, "batch_size": 10, **({"steps": 5} if dtype == "float32" else {"epochs": 2}), **work}
+    )
+    plain = TorchModel(net, F.cross_entropy, dtype=dtype, loop="plain")
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        replayed = fit(replace(plain, loop="replay"), asked, words)
+    assert not caplog.records, "it was replayed"
+    reference = fit(plain, asked, words)
+    assert apart(replayed.params, reference.params) < (1e-9 if dtype == "float64" else 1e-5)
+    assert replayed.steps == reference.steps
+    assert replayed.metrics["accuracy"] == pytest.approx(reference.metrics["accuracy"])
+    assert replayed.metrics["loss"] == pytest.approx(reference.metrics["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("net", [convolutions, images])
+def test_channels_last_is_a_layout_and_nothing_else(net):
+    plain = TorchModel(
+        net, F.cross_entropy, dtype="float64", loop="plain, channels last" if net is convolutions else "plain"
+    )
+    laid = replace(plain, loop="replay, channels last")
+    asked = LocalWork(lr=0.05, epochs=1, batch_size=10)
+    assert apart(fit(laid, asked).params, fit(plain, asked).params) < 1e-9
+    assert all(np.asarray(array).flags.c_contiguous for array in fit(laid, asked).params.values())
+
+
+def test_correction_and_mask_are_replayed_with_each_visits_own_values():
+    plain = TorchModel(mlp, F.cross_entropy, dtype="float64", loop="plain")
+    model = replace(plain, loop="replay")
+    for seed in (1, 2):
+        rng = np.random.default_rng(seed)
+        shapes = {name: shape for name, (shape, _) in plain.shapes().items()}
+        correction = Tensors({name: rng.normal(size=shape) for name, shape in shapes.items()})
+        mask = Tensors({name: rng.integers(0, 2, shape).astype(float) for name, shape in shapes.items()})
+        asked = LocalWork(lr=0.1, epochs=1, batch_size=10, correction=correction, mask=mask)
+        assert apart(fit(model, asked).params, fit(plain, asked).params) < 1e-12
+
+
+def test_a_step_that_cannot_be_traced_runs_in_the_plain_loop_and_says_why_once(caplog):
+    model = TorchModel(Deciding, F.cross_entropy)
+    asked = LocalWork(lr=0.1, epochs=1, batch_size=11)
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        first, second = fit(model, asked), fit(model, asked)
+    assert first.params == second.params == fit(replace(model, loop="plain"), asked).params
+    assert [record.getMessage()[:24] for record in caplog.records] == ["plain loop for this step"]
+
+
+def test_a_replay_that_differs_from_the_plain_loop_is_not_used(monkeypatch):
+    honest = torch_replay.trace
+
+    def wrong(*given):
+        loop = honest(*given)
+
+        def bent(kept, columns, rates, stores):
+            loop(kept, columns, rates, stores)
+            kept[-1].add_(0.1)
+
+        return bent
+
+    monkeypatch.setattr(torch_replay, "trace", wrong)
+    module = mlp()
+    replay = torch_replay.Replay(module, F.cross_entropy, False, lambda outputs, targets: None)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    data = some_data()
+    gather = lambda rows: ([torch.tensor(data["x"][rows]).float()], torch.tensor(data["y"][rows]))  # noqa: E731
+    before = {name: w.clone() for name, w in weights.items()}
+    with pytest.raises(Untraceable, match="differs from the plain loop"):
+        replay.fit(LocalWork(lr=0.1, steps=1), weights, [], {}, [np.arange(5)], gather)
+    assert all(torch.equal(before[name], weights[name]) for name in weights), "nothing was changed"
+
+
+def test_rows_are_gathered_in_pieces_without_changing_the_result(monkeypatch):
+    model = TorchModel(mlp, F.cross_entropy)
+    asked = LocalWork(lr=0.1, epochs=3, batch_size=4, optimiser="adam")
+    whole = fit(model, asked)
+    monkeypatch.setattr(torch_replay, "CHUNK_BYTES", 1)
+    assert fit(model, asked).params == whole.params
+
+
+def test_batch_norm_leaves_out_a_last_batch_of_one_when_replayed():
+    plain = TorchModel(normed, F.cross_entropy, loop="plain")
+    asked = LocalWork(lr=0.05, epochs=2, batch_size=8)  # 33 examples: the fifth batch is one
+    one, other = fit(replace(plain, loop="replay"), asked), fit(plain, asked)
+    assert one.steps == other.steps == 8
+    floats = [name for name in one.params if name != "1.num_batches_tracked"]  # it counts what was left out, too
+    assert apart(one.params.only(floats), other.params.only(floats)) < 1e-4
+
+
+def test_an_unknown_loop_is_named_with_the_choices():
+    from hansa.core.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="loop='fast': choose 'auto' or one of"):
+        TorchModel(mlp, F.cross_entropy, loop="fast")
