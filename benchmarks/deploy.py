@@ -3,8 +3,8 @@
     python benchmarks/deploy.py [name ...]           all of them, or those named
     small2 small8 medium medium16 large huge idle absence
 
-Server and workers are processes on this machine, over mutual TLS 1.3, committed durably. Each line is `name value unit`,
-with the target, the peers' figure from BASELINES.md, and the ratio to a bound: `bare` moves the same bytes over sockets
+Server and workers are processes on this machine, over mutual TLS 1.3, committed durably. Each line is
+`name value unit`, with the target, the peers' figure from BASELINES.md, and the ratio to a bound: `bare` moves the same bytes over sockets
 of Python's own `ssl`, server and workers as processes too; `fsync` is the disk's.
 """
 
@@ -125,7 +125,8 @@ def fsync_ms(folder: Path, size: int, count: int = 30) -> float:
 
 _BARE = """
 import socket, ssl, sys
-host, port, pem, authority, size, rounds = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
+host, pem, authority = sys.argv[1], sys.argv[3], sys.argv[4]
+port, size, rounds = int(sys.argv[2]), int(sys.argv[5]), int(sys.argv[6])
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); context.minimum_version = ssl.TLSVersion.TLSv1_3
 context.load_verify_locations(authority); context.load_cert_chain(pem)
 plain = socket.create_connection((host, port)); plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -280,7 +281,10 @@ _IDLE = """
 import asyncio, json, os, sys, time
 from hansa.crypto.identity import Identity
 from hansa.runtimes.grpc.tls import channel_options, client_credentials, grpc
+from hansa.core.checkpoint import dump, open_bytes
+from hansa.core.tensors import Tensors
 from hansa.runtimes.grpc.wire import PROTOCOL, SERVICE, parse_one, pb
+update = []
 address, folder, first, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
 async def light(name):
@@ -290,7 +294,8 @@ async def light(name):
             while True:
                 try:
                     call = channel.stream_stream(f"/{SERVICE}/Work")(wait_for_ready=True)
-                    await call.write(pb.FromWorker(hello=pb.Hello(protocol=PROTOCOL, hansa="light", nonce=os.urandom(32))).SerializeToString())
+                    hello = pb.Hello(protocol=PROTOCOL, hansa="light", nonce=os.urandom(32))
+                    await call.write(pb.FromWorker(hello=hello).SerializeToString())
                     _, welcome = parse_one(pb.ToWorker, await call.read())
                     print("IN", time.time(), flush=True)
                     async def ping():
@@ -303,9 +308,12 @@ async def light(name):
                             what, message = parse_one(pb.ToWorker, data)
                             if what == "offer":
                                 print("OFFER", time.time(), flush=True)
-                                inline = message.down.inline
-                                payload = pb.Payload(size=len(inline), inline=inline)
-                                await call.write(pb.FromWorker(answer=pb.Answer(task=message.task, message=payload)).SerializeToString())
+                                if not update:
+                                    model = open_bytes(message.down.inline)[0].part("model")
+                                    update.append(dump(Tensors.join(value=model)))
+                                payload = pb.Payload(size=len(update[0]), inline=update[0])
+                                answer = pb.Answer(task=message.task, message=payload)
+                                await call.write(pb.FromWorker(answer=answer).SerializeToString())
                     finally:
                         pinging.cancel()
                 except grpc.aio.AioRpcError:

@@ -273,8 +273,16 @@ def rows(name):
 
 
 def write_job(
-    folder: Path, *, cohort: int = 2, rounds: int = 5, size: int = 3, sleep: float = 0.0, options: str = "", more: str = "", names: int = 20
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    cohort: int = 2,
+    rounds: int = 5,
+    size: int = 3,
+    sleep: float = 0.0,
+    options: str = "",
+    more: str = "",
+    names: int = 20,
+) -> Path:
     """A job file, and beside it data.py with a loader for each worker."""
     folder.mkdir(exist_ok=True)
     job = folder / "job.py"

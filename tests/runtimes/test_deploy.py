@@ -1,4 +1,4 @@
-"""A deployed federation, of real processes over mutual TLS: the same bits as the local runtime, and nothing left behind."""
+"""A deployed federation of real processes over mutual TLS: the bits of the local runtime, and nothing left behind."""
 
 import subprocess
 import sys
@@ -218,7 +218,10 @@ def test_an_insecure_federation_trains_too(tmp_path: Path) -> None:
 
 
 def test_a_worker_needs_neither_sqlalchemy_nor_torch() -> None:
-    code = "import sys, hansa.runtimes.grpc.worker, hansa.runtimes.grpc.executor; print([m for m in ('torch', 'sqlalchemy', 'typer') if m in sys.modules])"
+    code = (
+        "import sys, hansa.runtimes.grpc.worker, hansa.runtimes.grpc.executor; "
+        "print([m for m in ('torch', 'sqlalchemy', 'typer') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SRC)}, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 

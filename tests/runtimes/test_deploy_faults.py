@@ -63,7 +63,8 @@ def test_a_server_killed_at_any_step_goes_on_with_the_same_bits(step: str, tmp_p
 def test_a_server_killed_around_a_charge_never_opens_the_same_noise_twice(step: str, tmp_path: Path) -> None:
     """Noise is the operating system's: the model differs, but every attempt that may have been seen stays charged."""
     pytest.importorskip("hansa.stages.noise")
-    more = "from hansa.stages.clip import Clip\nfrom hansa.stages.noise import Gaussian\nfrom hansa.algorithms.fedavg import FedAvg"
+    imports = ("stages.clip import Clip", "stages.noise import Gaussian", "algorithms.fedavg import FedAvg")
+    more = "\n".join(f"from hansa.{line}" for line in imports)
     job = write_job(tmp_path / "job", cohort=2, rounds=4, more=more)
     text = job.read_text().replace("Pipeline([UniformMean()]", "Pipeline([Clip(1.0), UniformMean(), Gaussian(1.0)]")
     job.write_text(text.replace("algorithm=Remembering(", "algorithm=FedAvg("))
@@ -251,10 +252,11 @@ def test_a_revoked_worker_and_a_wrong_role_are_refused_with_the_reason(tmp_path:
         worker.wait_for("is revoked")
         federation.server.wait_for("identity 'w1' is revoked")
         federation.workers["w0"].wait_for("is revoked")  # it was connected already
+        alice, elsewhere = str(federation.identity("alice")), str(tmp_path / "x")
         code = f"""
 from hansa.crypto.identity import Identity
 from hansa.runtimes.grpc.worker import Worker
-Worker({federation.address!r}, {str(tmp_path / "x")!r}, data="x.csv", identity=Identity.load({str(federation.identity("alice"))!r}))
+Worker({federation.address!r}, {elsewhere!r}, data="x.csv", identity=Identity.load({alice!r}))
 """
         done = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SRC)}, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""An enrolled worker that misbehaves: what it does is refused with a sentence, logged, and changes no bit of the model."""
+"""An enrolled worker that misbehaves is refused with a sentence that is logged, and changes no bit of the model."""
 
 import os
 import queue
@@ -49,8 +49,7 @@ class Rogue:
     def refused(self) -> str:
         """Why the server ended the stream."""
         with pytest.raises(grpc.RpcError) as caught:
-            while True:
-                next(self.stream)
+            list(self.stream)
         return f"{caught.value.code().name}: {caught.value.details()}"
 
     def close(self) -> None:

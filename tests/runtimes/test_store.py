@@ -106,9 +106,13 @@ def test_a_full_database_leaves_the_last_round(store: SqlStore) -> None:
     with store._begin() as connection:
         pages = connection.execute(sql.text("PRAGMA page_count")).scalar()
         connection.execute(sql.text(f"PRAGMA max_page_count={pages}"))
-    with pytest.raises(StorageFull, match="full"):
+
+    def fill() -> None:
         for round in range(1, 50):
             state.commit(checkpoint(run, round + 1, 100_000), {"round": round}, best=False)
+
+    with pytest.raises(StorageFull, match="full"):
+        fill()
     last = state.load()
     assert last is not None and last.round == len(state.records())
 

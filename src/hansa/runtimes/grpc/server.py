@@ -269,7 +269,7 @@ class Server:
                 task = self._own(worker.peer, message.task)
                 self._session(task.run, lambda session: session.fail(task, message.reason[:REASON], message.gone))  # noqa: B023
             elif what == "ping":
-                worker.say(pb.ToWorker(ping=message).SerializeToString())
+                pass  # that it was heard is all
             elif what == "log":
                 if message.run in federation.runs:
                     federation.say(message.run, worker.name, message.text)

@@ -46,7 +46,6 @@ _COMMON = [
     ("grpc.max_receive_message_length", MESSAGE),
     ("grpc.max_metadata_size", HEADER),
     ("grpc.absolute_max_metadata_size", HEADER),
-    ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 15_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -58,6 +57,7 @@ def server_options() -> list[tuple[str, int]]:
     """Options of the server's side."""
     return [
         *_COMMON,
+        ("grpc.keepalive_time_ms", 60_000),
         ("grpc.max_concurrent_streams", 32),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 4),
@@ -69,6 +69,7 @@ def channel_options() -> list[tuple[str, int]]:
     """Options of a side that dials: after an absence of the server it is tried about once a second."""
     return [
         *_COMMON,
+        ("grpc.keepalive_time_ms", 30_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),

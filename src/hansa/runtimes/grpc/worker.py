@@ -250,7 +250,7 @@ class Worker:
                 run.offers.put_nowait(message)
         elif what == "retire":
             self._retired(message)
-        elif what != "ping":
+        else:
             raise ProtocolError(f"it says {what} to a worker that is connected.")
 
     def _assignment(self, run: str) -> Assignment:
