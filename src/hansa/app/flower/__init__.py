@@ -22,4 +22,4 @@ Without identities nothing listens beyond this machine, and a note says so. With
     server     the server, and the three runs it submits to itself: layout, first parameters, training
 """
 
-from hansa.app.flower import client as client, common as common, server as server
+from hansa.app.flower import client as client, server as server, weights as common  # noqa: F401

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hansa.app.flower.common import Weights
+from hansa.app.flower.weights import Weights
 from hansa.core.algorithm import Algorithm, Update
 from hansa.core.errors import ConfigError
 from hansa.core.job import Evaluation, Job

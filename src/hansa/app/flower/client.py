@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hansa.app.flower.bridge import here
-from hansa.app.flower.common import Config, Weights
+from hansa.app.flower.weights import Config, Weights
 
 if TYPE_CHECKING:
     from hansa.runtimes.grpc.hands import Hands

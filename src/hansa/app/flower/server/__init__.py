@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from hansa.app.flower import bridge
 from hansa.app.flower.bridge import here
-from hansa.app.flower.common import Weights
 from hansa.app.flower.server import strategy as strategy
 from hansa.app.flower.server.strategy import FedAvg
+from hansa.app.flower.weights import Weights
 from hansa.core.errors import ConfigError, TrainingFailed
 from hansa.core.job import Job
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hansa.app.flower.common import Scalar, Weights
+from hansa.app.flower.weights import Scalar, Weights
 from hansa.core.errors import ConfigError
 
 Evaluated = tuple[float, Mapping[str, Scalar]] | None
