@@ -4,8 +4,8 @@
     small2 small8 medium medium16 large huge idle absence
 
 Server and workers are processes on this machine, over mutual TLS 1.3, committed durably. Each line is
-`name value unit`, with the target, the peers' figure from BASELINES.md, and the ratio to a bound: `bare` moves the same bytes over sockets
-of Python's own `ssl`, server and workers as processes too; `fsync` is the disk's.
+`name value unit`, with the target, the peers' figure from BASELINES.md, and the ratio to a bound: `bare` moves the same
+bytes over sockets of Python's own `ssl`, server and workers as processes too; `fsync` is the disk's.
 """
 
 import argparse

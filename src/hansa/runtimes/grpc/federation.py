@@ -293,9 +293,10 @@ class Federation:
             going.thread.join(timeout=60)
 
     def resume(self, row: dict[str, Any]) -> None:
-        """Goes on with a run that was stopped or failed."""
+        """Goes on with a run that was stopped or failed; blocking."""
         if row["id"] not in self.runs and row["state"] != "done":
-            self.begin({**row, "state": "submitted"})
+            self.store.set_state(row["id"], "submitted")
+            self.begin(row)
 
     # -- the thread of a run
 

@@ -160,9 +160,9 @@ class Server:
                 f"cannot listen at {self._listen}: another program does, or the address is not this machine's."
             )
             return
+        self._federation.start()  # first, for a worker is told at once which runs go on
         await server.start()
         self.address = f"{self._listen.rpartition(':')[0]}:{port}"
-        self._federation.start()
         self._ready.set()
         LOG.info("server at %s%s", self.address, "" if self._identity else ", insecure")
         await self._stop.wait()
@@ -232,7 +232,12 @@ class Server:
         if self._identity is not None:
             signature = self._identity.sign(welcome_content(hello.nonce, peer.name), purpose="welcome").dump()
         welcome = pb.Welcome(
-            protocol=PROTOCOL, hansa=__version__, ping_s=self._ping_s, lease_s=3 * self._ping_s, signature=signature
+            runs=sorted(self._federation.runs),
+            protocol=PROTOCOL,
+            hansa=__version__,
+            ping_s=self._ping_s,
+            lease_s=3 * self._ping_s,
+            signature=signature,
         )
         await context.write(pb.ToWorker(welcome=welcome).SerializeToString())
         worker = Worker(peer)
@@ -362,7 +367,7 @@ class Server:
         await self._ask_status(self._store.find(row["id"]), question, context, peer)
 
     async def _ask_resume(self, row: dict[str, Any], question: Any, context: Any, peer: Peer) -> None:
-        self._federation.resume(row)
+        await asyncio.to_thread(self._federation.resume, row)
         await self._ask_status(self._store.find(row["id"]), question, context, peer)
 
     async def _ask_logs(self, row: dict[str, Any], question: Any, context: Any, peer: Peer) -> None:

@@ -181,6 +181,8 @@ class Worker:
                 f"it greets with {what}, protocol {getattr(welcome, 'protocol', '?')}: install the same Hansa."
             )
         self._check_server(nonce, welcome.signature)
+        for run in [run for run in self._runs if run not in welcome.runs]:
+            self._end(run)
         self._connected = True
         LOG.info("%s is connected to %s (Hansa %s)", self.name, self._server, welcome.hansa)
         writer = asyncio.create_task(self._write(call))
@@ -279,13 +281,17 @@ class Worker:
         if run.hands is not None and message.keys:
             run.hands.forget(list(message.keys))
         if message.over:
-            del self._runs[run.id]
-            if run.loop is not None:
-                run.loop.cancel()
-            if run.hands is not None:
-                run.hands.end()
-            for name in ("bulk", "code"):
-                shutil.rmtree(run.folder / name, ignore_errors=True)
+            self._end(run.id)
+
+    def _end(self, run: str) -> None:
+        """Lets go of a run: its process and its files, but not what clients remember, for it may be resumed."""
+        over = self._runs.pop(run)
+        if over.loop is not None:
+            over.loop.cancel()
+        if over.hands is not None:
+            over.hands.end()
+        for name in ("bulk", "code"):
+            shutil.rmtree(over.folder / name, ignore_errors=True)
 
     # -- one run
 
