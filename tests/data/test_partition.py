@@ -11,8 +11,10 @@ from hansa.core.errors import DataError, NotFound
 from hansa.data import (
     IID,
     ByTime,
+    Continuous,
     Dataset,
     Dirichlet,
+    Distribution,
     GroupedNaturalId,
     InnerDirichlet,
     NaturalId,
@@ -53,6 +55,8 @@ EVERY_RULE = [
     GroupedNaturalId("word", balance="rows"),
     ByTime("time"),
     ByTime("time", by="duration"),
+    Continuous("time"),
+    Continuous("time", strictness=1.0),
 ]
 
 
@@ -95,7 +99,7 @@ def test_a_roomy_request_is_met_and_the_same_seed_gives_the_same_partition(rule)
     clients = None if isinstance(rule, NaturalId) else 8
     first, again, other = (partition(dataset, rule, clients=clients, seed=seed) for seed in (1, 1, 2))
     assert all(np.array_equal(first.rows(client), again.rows(client)) for client in first)
-    if not isinstance(rule, (NaturalId, ByTime)):
+    if not isinstance(rule, (NaturalId, ByTime)) and getattr(rule, "strictness", 0) < 1:
         assert any(not np.array_equal(first.rows(client), other.rows(client)) for client in first)
 
 
@@ -315,3 +319,32 @@ def test_a_million_clients_cost_their_offsets():
     assert held < 14 * 10**6
     assert peak < 64 * 10**6
     assert len(found.open("765432")) == 1
+
+
+def test_given_shares_of_labels_are_met_to_the_row():
+    data = Dataset(y=np.repeat([0, 1], [10, 9]))
+    found = partition(data, Distribution(((1.0, 4.0), (2.0, 1.0))))
+    assert found.counts().tolist() == [[2, 6], [8, 3]]
+    with pytest.raises(DataError, match="shares are given for 2 labels, but column 'y' has 3"):
+        partition(Dataset(y=[0, 1, 2]), Distribution(((1.0,), (1.0,))))
+    with pytest.raises(DataError, match="clients=3, but shares are given for 2"):
+        partition(data, Distribution(((1.0, 4.0), (2.0, 1.0))), clients=3)
+    for shares in ((), ((1.0,), (1.0, 2.0)), ((0.0, 0.0),), ((-1.0, 2.0),)):
+        with pytest.raises(DataError, match="^shares must be"):
+            Distribution(shares)
+
+
+def test_strictness_orders_clients_by_the_measurement():
+    data = Dataset(age=np.random.default_rng(7).normal(50, 20, 4000))
+
+    def spread(strictness):
+        found = partition(data, Continuous("age", strictness=strictness), clients=10)
+        return np.std([found[client]["age"].mean() for client in found])
+
+    assert spread(0.0) < 3 < spread(0.5) < spread(1.0)
+    strict = partition(data, Continuous("age", strictness=1.0), clients=10)
+    assert all(strict[a]["age"].max() <= strict[b]["age"].min() for a, b in pairwise(strict))
+    with pytest.raises(DataError, match="must lie between 0"):
+        Continuous("age", strictness=2.0)
+    with pytest.raises(DataError, match="must hold finite numbers"):
+        partition(Dataset(age=["a", "b"]), Continuous("age"), clients=1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hansa.core.errors import DataError, MissingExtra
-from hansa.data import Dataset, Dirichlet, NaturalId, partition, plot_labels
+from hansa.data import Dataset, Dirichlet, NaturalId, partition, plot_comparison, plot_labels
 
 
 def some(clients: int, classes: int = 10):
@@ -57,3 +57,34 @@ def test_an_unknown_kind_or_order_is_refused():
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     with pytest.raises(DataError, match="order='luck' must be"):
         plot_labels(some(3), order="luck")
+
+
+@pytest.mark.parametrize("kind", ["bar", "heatmap"])
+@pytest.mark.parametrize("panels", [1, 2, 4, 5])
+@pytest.mark.parametrize("classes", [10, 62])
+def test_partitions_are_compared_in_one_scale(tmp_path, kind, panels, classes):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    given = {f"rule {number}": some(10 * (number + 1), classes) for number in range(panels)}
+    figure = plot_comparison(given, kind, tmp_path / "both.svg")
+    assert (tmp_path / "both.svg").read_text().count("<svg") == 1
+    drawn = figure.axes[:panels]
+    assert [axes.get_title(loc="left").strip() for axes in drawn] == list(given)
+    assert len({axes.get_ylim() for axes in drawn}) == 1
+    assert "entropy" in drawn[0].texts[0].get_text()
+    if kind == "bar":
+        assert drawn[0].get_ylim()[1] >= max(clients.sizes().max() for clients in given.values())
+
+
+def test_compared_partitions_may_have_other_labels():
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    wards = {
+        "one": partition(Dataset(y=["b", "c"], ward=["x", "y"]), NaturalId("ward")),
+        "other": partition(Dataset(y=["a", "a"], ward=["x", "y"]), NaturalId("ward")),
+    }
+    left, right = (
+        np.array([[bar.get_height() for bar in label] for label in axes.containers]).T.tolist()
+        for axes in plot_comparison(wards).axes[:2]
+    )
+    assert (left, right) == ([[0, 1, 0], [0, 0, 1]], [[1, 0, 0], [1, 0, 0]])
+    with pytest.raises(DataError, match="nothing to compare"):
+        plot_comparison({})

@@ -79,7 +79,7 @@ class Population(Clients):
         object.__setattr__(self, "features", tuple(self.features))
         if not os.path.exists(self.path):
             raise DataError(f"there is no '{self.path}': check the path (a population is read from local files).")
-        stamp = self._found_stamp()
+        stamp = hashlib.sha256(repr(self._signs).encode()).hexdigest()[:32]
         if self.stamp and stamp != self.stamp:
             raise self._changed()
         object.__setattr__(self, "stamp", stamp)
@@ -91,7 +91,7 @@ class Population(Clients):
 
     def open(self, client: str) -> Dataset:
         """The rows of one client."""
-        if self._found_stamp() != self.stamp:
+        if _signs(self.path, tuple(self._signs)) != self._signs:
             raise self._changed()
         table, ids, offsets, order, names = self._layout
         place = known_place(ids, client)
@@ -144,23 +144,24 @@ class Population(Clients):
             columns["y"] = found[self.target]
         return columns
 
-    def _found_stamp(self) -> str:
-        """Sizes and times of the files. What replaces a file within one tick of the clock, at its size, is not seen."""
-        try:
-            if os.path.isdir(self.path):
-                with os.scandir(self.path) as entries:
-                    found = sorted((entry.name, *_size_and_time(entry.stat())) for entry in entries)
-                return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
-            return "{}-{}".format(*_size_and_time(os.stat(self.path)))
-        except FileNotFoundError:
-            return "gone"
+    @cached_property
+    def _signs(self) -> dict[str, tuple[int, int]]:
+        return _signs(self.path, tuple(sorted(os.listdir(self.path))) if os.path.isdir(self.path) else ("",))
 
     def _changed(self) -> DataError:
         return DataError(f"'{self.path}' changed on disk since it was opened: put it back, or open it anew.")
 
 
-def _size_and_time(found: os.stat_result) -> tuple[int, int]:
-    return found.st_size, found.st_mtime_ns
+def _signs(path: str, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Size and time of each file. What replaces one within a tick of the clock, at its size, is not seen."""
+    found = {}
+    for name in names:
+        try:
+            status = os.stat(os.path.join(path, name) if name else path)
+            found[name] = status.st_size, status.st_mtime_ns
+        except OSError:
+            found[name] = -1, 0
+    return found
 
 
 def _open_folder(path: str) -> tuple[Table, Sequence[str], np.ndarray]:
@@ -189,6 +190,14 @@ def _open_folder(path: str) -> tuple[Table, Sequence[str], np.ndarray]:
 
 def _index(table: Table, column: str) -> tuple[Sequence[str], np.ndarray, np.ndarray | None]:
     """Ids, offsets and order of the rows, from runs of equal ids: memory in the runs, which are few in sorted files."""
+    import pyarrow as pa
+
+    found = _read_index(table, column)
+    pa.default_memory_pool().release_unused()  # else Arrow keeps what it decoded, several times what is held
+    return found
+
+
+def _read_index(table: Table, column: str) -> tuple[Sequence[str], np.ndarray, np.ndarray | None]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -237,17 +246,26 @@ def _distinct_numbers(runs: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
 
 def _distinct_text(runs: Any) -> tuple[Sequence[str], np.ndarray]:
     """Arrow orders text by its bytes in UTF-8, which is the order of code points, as Python's."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
+    after, before = runs.slice(1), runs.slice(0, len(runs) - 1)
+    if pc.all(pc.greater_equal(after, before), min_count=0).as_py():  # in order: nothing to look up
+        fresh = np.concatenate([[True], pc.not_equal(after, before).to_numpy(zero_copy_only=False)])
+        return _text_ids(runs.filter(pa.array(fresh))), np.cumsum(fresh, dtype=np.int32) - np.int32(1)
     encoded = runs.dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
-    found = encoded.dictionary.take(order)
+    return _text_ids(encoded.dictionary.take(order)), place[encoded.indices.to_numpy()]
+
+
+def _text_ids(found: Any) -> TextIds:
+    """The ids in an Arrow array of large strings, which stay where they are."""
     _, offsets, text = found.buffers()
     bounds = np.frombuffer(offsets, np.int64)[found.offset : found.offset + len(found) + 1]
     letters = np.frombuffer(text, np.uint8) if text is not None else np.zeros(0, np.uint8)
-    return TextIds(letters, bounds), place[encoded.indices.to_numpy()]
+    return TextIds(letters, bounds)
 
 
 def check_sorted(ids: Sequence[str]) -> None:

@@ -96,12 +96,14 @@ def plot_comparison(
         raise DataError("there is nothing to compare: give at least one partition, as in {'IID': clients}.")
     every = np.unique(np.concatenate([labels(given.dataset, column)[0] for given in partitions.values()]))
     names = [str(label) for label in every]
-    columns = min(len(partitions), 3)
+    columns = 2 if len(partitions) == 4 else min(len(partitions), 3)
     rows = -(-len(partitions) // columns)
     figure = figure_type(figsize=(1.2 + 3.6 * columns, 0.4 + 3.2 * rows), dpi=120, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    most, image = 0.0, None
-    for axes, (title, given) in zip(panels, partitions.items(), strict=False):
+    most = 0.0
+    image: Any = None
+    for number, (title, given) in enumerate(partitions.items()):
+        axes = panels[number]
         counts = np.zeros((len(given), len(every)), dtype=np.int64)
         counts[:, np.searchsorted(every, labels(given.dataset, column)[0])] = given.counts(column)
         places = _order(counts, order)
@@ -114,9 +116,8 @@ def plot_comparison(
             image = _heat_map(axes, counts, names, top=100.0, written=False)
         _name_clients(axes, [given.ids[place] for place in places], sorted_by_id=order == "id", most=NAMED_IN_PANEL)
         axes.set_xlabel("client" if order == "id" else f"client, sorted by {order}")
-        axes.label_outer(remove_inner_ticks=False)
-        axes.xaxis.label.set_visible(True)
-        axes.tick_params(labelbottom=True)
+        if number % columns:
+            axes.set_ylabel("")
         found = summary(given, column)
         measures = f"{found.labels:.1f} labels, entropy {found.entropy:.2f} bits, EMD {found.emd:.2f}"
         axes.set_title(f"{title}\n", loc="left", fontsize=11)

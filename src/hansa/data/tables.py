@@ -119,7 +119,7 @@ class ParquetTable(Table):
         _pyarrow(path)
         from pyarrow import parquet
 
-        self._file = _readable(path, lambda: parquet.ParquetFile(path, memory_map=True))
+        self._file = _readable(path, lambda: parquet.ParquetFile(path, pre_buffer=False))
         groups = range(self._file.num_row_groups)
         lengths = [self._file.metadata.row_group(group).num_rows for group in groups]
         self._kept: OrderedDict[tuple[int, tuple[str, ...]], dict[str, np.ndarray]] = OrderedDict()
@@ -138,7 +138,7 @@ class ParquetTable(Table):
         return self._kept[key]
 
     def chunks(self, name: str) -> Iterator[Any]:
-        batches = iter(self._file.iter_batches(batch_size=1 << 18, columns=[name]))
+        batches = iter(self._file.iter_batches(batch_size=1 << 16, columns=[name], use_threads=False))
         while (batch := _readable(self.path, lambda: next(batches, None))) is not None:
             yield batch.column(0)
 
