@@ -43,7 +43,7 @@ def test_tiers_come_in_their_shares() -> None:
 def test_devices_in_time_zones_are_there_at_their_night() -> None:
     fleet = Fleet.homogeneous(20_000).in_time_zones(zones={0: 1}, hours=(22, 8), seed=1)
     there = [fleet.available(hour * 3600.0).mean() for hour in range(24)]
-    assert min(there[1:4]) > 0.9 and max(there[11:18]) < 0.05
+    assert min(there[1:4]) > 0.85 and max(there[11:18]) < 0.05
     world = Fleet.homogeneous(20_000).in_time_zones(seed=1)
     assert min(world.available(hour * 3600.0).mean() for hour in range(24)) > 0.1  # somewhere it is night
 
@@ -118,7 +118,7 @@ def test_a_trace_without_ids_goes_by_order() -> None:
         ([{"dropout": 1.5}], "dropout=1.5 of device 0: a number at least 0 and at most 1"),
         ([{"hours": "night"}], "hours='night': give hours of the local day, as in '22-6'"),
         ([{"hours": "5-5"}], "'5-5' holds no hour: write '0-24' for the whole day"),
-        ([{"id": "a"}, {"id": "a"}], "1 different ids for 2 devices: each has its own"),
+        ([{"id": "a"}, {"id": "a"}], "1 different ids for 2 devices: each device has one of its own"),
     ],
 )
 def test_bad_traces_say_what_is_wrong(rows: list[dict[str, Any]], message: str) -> None:
@@ -143,7 +143,7 @@ def test_bad_fleets_and_devices_say_what_is_wrong() -> None:
         Fleet(0)
     with pytest.raises(ConfigError, match=r"a device has no \['speed'\]"):
         Fleet(2, {"speed": 1})
-    with pytest.raises(ConfigError, match=r"the column 'dropout' has shape \(3,\): give one value, or 2"):
+    with pytest.raises(ConfigError, match=r"the column 'dropout' has shape \(3,\): one value for each of 2 devices is needed"):
         Fleet(2, {"dropout": [0, 0, 0]})
     with pytest.raises(ConfigError, match="the column 'latency_s' holds something that is no number"):
         Fleet(2, {"latency_s": "soon"})
