@@ -143,7 +143,7 @@ def test_bad_fleets_and_devices_say_what_is_wrong() -> None:
         Fleet(0)
     with pytest.raises(ConfigError, match=r"a device has no \['speed'\]"):
         Fleet(2, {"speed": 1})
-    with pytest.raises(ConfigError, match=r"the column 'dropout' has shape \(3,\): one value for each of 2 devices is needed"):
+    with pytest.raises(ConfigError, match=r"'dropout' has shape \(3,\): one value for each of 2 devices is needed"):
         Fleet(2, {"dropout": [0, 0, 0]})
     with pytest.raises(ConfigError, match="the column 'latency_s' holds something that is no number"):
         Fleet(2, {"latency_s": "soon"})

@@ -100,8 +100,13 @@ class Shared:
         for thread in threads:
             thread.start()
         world.begin()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # as Ctrl-C: the others end at what happens to them next
+            world.error = error
+            for thread in threads:
+                thread.join()
         if world.error is not None:
             raise world.error
         return SharedResult(

@@ -15,10 +15,11 @@ FORWARD = 1 / 3  # of a training example's cost: an evaluation has no backward p
 def declared(work: LocalWork, examples: Any) -> tuple[Any, Any]:
     """Examples seen and steps taken in one visit, for one number of examples or an array of them.
 
-    >>> declared(LocalWork(lr=0.1, epochs=2, batch_size=10), 25)
-    (50, 6)
-    >>> declared(LocalWork(lr=0.1, steps=7, batch_size=10), 25)  # two passes of three batches, and one batch more
-    (60, 7)
+    >>> [int(number) for number in declared(LocalWork(lr=0.1, epochs=2, batch_size=10), 25)]
+    [50, 6]
+    >>> seven = LocalWork(lr=0.1, steps=7, batch_size=10)  # two passes of three batches, and one batch more
+    >>> [int(number) for number in declared(seven, 25)]
+    [60, 7]
     """
     size = np.minimum(work.batch_size or examples, examples)
     per_pass = -(-examples // size)
