@@ -24,7 +24,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "core.job": ("Job", "Evaluation"),
     "core.checkpoint": ("Checkpoint",),
     "core.ledger": ("Event", "Ledger"),
-    "core.train": ("History",),
     "stages.mean": ("WeightedMean", "UniformMean"),
     "stages.clip": ("Clip",),
     "stages.adaptive_clip": ("AdaptiveClip",),
@@ -45,6 +44,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "adapters.jax": ("JaxModel",),
     "adapters.keras": ("KerasModel",),
     "adapters.sklearn": ("SklearnModel",),
+    "runtimes.history": ("History",),
     "runtimes.local": ("Local", "train"),
     "runtimes.processes": ("Processes",),
     "runtimes.virtual.device": ("Device",),
@@ -107,7 +107,7 @@ if TYPE_CHECKING:
     )
     from hansa.core.sampling import Fixed as Fixed, Poisson as Poisson, Sampling as Sampling
     from hansa.core.tensors import Tensors as Tensors
-    from hansa.core.train import History as History
+    from hansa.runtimes.history import History as History
     from hansa.runtimes.local import Local as Local, train as train
     from hansa.runtimes.processes import Processes as Processes
     from hansa.runtimes.virtual.device import Device as Device

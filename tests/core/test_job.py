@@ -14,12 +14,14 @@ import pytest
 from hansa.core.algorithm import Algorithm
 from hansa.core.data import Dataset
 from hansa.core.errors import ConfigError, JobError
-from hansa.core.job import Evaluation, Job, canonical, named, override, rebuild
+from hansa.core.job import Evaluation, Job, canonical
 from hansa.core.ledger import Event
 from hansa.core.model import LocalWork
 from hansa.core.pipeline import Pipeline, Stage, Step
 from hansa.core.sampling import Fixed, Poisson
 from hansa.core.tensors import Tensors
+from hansa.runtimes.forms import named, rebuild, worker_form
+from hansa.runtimes.overrides import override
 from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.sum import Sum
 from hansa.testing.models import Line
@@ -165,16 +167,16 @@ def test_a_job_is_rebuilt_from_its_canonical_form() -> None:
         sampling=Fixed(3, quorum=2, deadline_s=1.5), down=Pipeline(), seed=7, max_examples=math.inf, query=mean_age,
         answers={"age": 120.0}, model=Line(given=(("b", "frozen"),)),
     )  # fmt: skip
-    again = rebuild(json.loads(json.dumps(whole.worker_form())))
+    again = rebuild(json.loads(json.dumps(worker_form(whole))))
     assert again == whole
     assert again.fingerprint() == whole.fingerprint()
     assert again.model.given == (("b", "frozen"),)
 
 
 def test_the_workers_form_leaves_out_what_only_the_server_uses() -> None:
-    form = job(evaluation=Evaluation(central=lambda model, params: {})).worker_form()
+    form = worker_form(job(evaluation=Evaluation(central=lambda model, params: {})))
     assert "evaluation" not in form["fields"]
-    assert "name" not in form["fields"]
+    assert form["fields"]["name"] == job().name, "what changes only speed goes along"
 
 
 def test_the_fingerprint_changes_with_the_mathematics() -> None:
@@ -238,15 +240,15 @@ def test_what_lives_in_one_process_is_refused_with_its_place_and_a_remedy(thing:
     local = job(query=thing, answers={"age": 1.0})
     local.fingerprint()  # the local runtime takes it
     with pytest.raises(JobError, match=message):
-        local.worker_form()
+        worker_form(local)
     with pytest.raises(ConfigError, match=r"cannot be imported here|is an array"):
-        rebuild(local.canonical()["fields"]["query"])
+        rebuild(canonical(local)["fields"]["query"])
 
 
 @pytest.mark.parametrize(
     "thing",
     [None, True, 3, 0.1, math.inf, "text", (1, (2.5, "a")), {"b": 1, "a": (1.0,)}, mean_age, Line, WORK, Tensors()],
-    ids=str,
+    ids=lambda thing: getattr(thing, "__name__", None) or str(thing),
 )  # fmt: skip
 def test_the_canonical_form_keeps_values_exactly(thing: Any) -> None:
     assert rebuild(json.loads(json.dumps(canonical(thing)))) == thing

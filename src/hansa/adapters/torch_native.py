@@ -88,7 +88,7 @@ class _Writer:
         self._count = 0
 
     def call(self, node: Node) -> None:
-        schema = node.target._schema  # type: ignore[union-attr]
+        schema = node.target._schema
         lifted = node.target in VIEWS and all(n in self._still for n in node.all_input_nodes)
         lines = self._before if lifted else self._body
         values = [self._argument(node, i, argument, lines) for i, argument in enumerate(schema.arguments)]
@@ -109,7 +109,7 @@ class _Writer:
         for user in node.users:
             if user.target is not operator.getitem:
                 raise Untraceable(f"{schema.name} is used whole")
-            self._names[user] = outputs[user.args[1]]  # type: ignore[index]
+            self._names[user] = outputs[user.args[1]]
         lines.append(f"{', '.join(f'{name} : Tensor' for name in outputs)} = {call}")
 
     def _argument(self, node: Node, at: int, argument: Any, lines: list[str]) -> str:
@@ -154,7 +154,7 @@ class _Writer:
             line = f'{name} : Device = prim::Constant[value="{value}"]()'
         elif isinstance(value, list | tuple):
             kinds = {type(one) for one in value}
-            kind = {bool: "bool", float: "float"}.get(next(iter(kinds), int), "int")
+            kind = "bool" if bool in kinds else "float" if float in kinds else "int"
             if not kinds <= {bool, int, float} or len(kinds) > 1:
                 raise Untraceable(f"the step holds the list {value!r}")
             line = f"{name} : {kind}[] = prim::ListConstruct({', '.join([self.constant(one) for one in value])})"

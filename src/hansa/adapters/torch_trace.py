@@ -100,7 +100,7 @@ def trace(
 
 def flat(state: Mapping[str, Group]) -> list[Any]:
     """The tensors of a state, in the order of a graph's placeholders."""
-    return tree_leaves(dict(state))
+    return list(tree_leaves(dict(state)))
 
 
 def _descend(state: Mapping[str, Group], name: str, grad: Any, work: LocalWork, rate: Any) -> None:
@@ -155,4 +155,4 @@ def _calls(node: Any, target: Any) -> bool:
 
 
 def _writes(node: Node) -> bool:
-    return node.target is not operator.getitem and bool(node.target._schema.is_mutable)  # type: ignore[union-attr]
+    return node.target is not operator.getitem and bool(node.target._schema.is_mutable)

@@ -9,9 +9,10 @@ from typing import Any
 
 from hansa.app.terminal import emit, hint, say, settings as terminal_settings, size
 from hansa.core.errors import BundleError, ConfigError
-from hansa.core.job import Job
+from hansa.core.job import Job, canonical
 from hansa.core.model import Role
 from hansa.runtimes.bundle import Bundle, pack
+from hansa.runtimes.forms import worker_form
 from hansa.runtimes.jobfile import load_job, settings_file
 
 
@@ -97,7 +98,7 @@ def build(
 def portable(job: Job) -> None:
     """JobError unless a job has no faults and can be rebuilt by name in another process."""
     job.check()
-    job.worker_form()
+    worker_form(job)
 
 
 def _identity(path: Path | None) -> Any:
@@ -152,7 +153,7 @@ def _dump(job: Job, population: int | None) -> None:
         return
     say(f"job '{job.name}', fingerprint {facts['fingerprint']}")
     say("\ncanonical form (what the fingerprint is of)")
-    say("\n".join(f"  {line}" for line in readable(job.canonical()).split("\n")))
+    say("\n".join(f"  {line}" for line in readable(canonical(job)).split("\n")))
     say(f"\nbound for {count} clients, {facts['expected']:g} of them a round, {job.rounds} rounds")
     for stage in facts["stages"]:
         say(f"  {stage['stage']}")
@@ -185,7 +186,7 @@ def _facts(job: Job, population: int) -> dict[str, Any]:
     for name in job.model.shapes():
         roles.setdefault(job.model.role(name).name.lower(), []).append(name)
     return {
-        "name": job.name, "fingerprint": job.fingerprint(), "canonical": job.canonical(), "rounds": job.rounds,
+        "name": job.name, "fingerprint": job.fingerprint(), "canonical": canonical(job), "rounds": job.rounds,
         "population": population, "expected": job.who.expected(population), "stages": stages,
         "reducer": repr(job.pipeline.reducer), "message_bits": bound.bits(), "roles": roles,
         "sees": _sees(job, bound.signal.parts, bool(bound.events())),

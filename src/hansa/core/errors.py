@@ -51,6 +51,12 @@ class ConfigError(HansaError):
     exit_code = 11
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 class MissingExtra(HansaError):
     """A library that this part needs is not installed."""
 

@@ -8,10 +8,9 @@ mathematics; what changes only speed, logging or when to stop is not in it.
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -20,11 +19,11 @@ import numpy as np
 
 from hansa.core.algorithm import Algorithm
 from hansa.core.data import Dataset
-from hansa.core.errors import ConfigError, HansaError, JobError
+from hansa.core.errors import ConfigError, JobError, require
 from hansa.core.model import Metrics, Model, Role
 from hansa.core.pipeline import Bound, Part, Pipeline, Setting, Signal
 from hansa.core.sampling import Fixed, Sampling
-from hansa.core.tensors import Tensors
+from hansa.core.tensors import Shapes, Tensors
 
 SPEED = {"speed": True}  # metadata of fields that change speed, logging or when to stop, never the mathematics
 
@@ -51,10 +50,8 @@ class Evaluation:
     maximise: bool = False
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"every={self.every}: rounds between evaluations are at least 1.")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers={self.workers}: 0 for no evaluation on workers, or how many.")
+        require(self.every >= 1, f"every={self.every}: rounds between evaluations are at least 1.")
+        require((self.workers or 0) >= 0, f"workers={self.workers}: 0 for no evaluation on workers, or how many.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +97,15 @@ class Job:
     name: str = field(default="job", metadata=SPEED)
 
     def __post_init__(self) -> None:
-        if self.cohort is not None and self.sampling not in (None, Fixed(self.cohort)):
-            raise ConfigError(f"cohort={self.cohort} and sampling={self.sampling}: give one of them.")
-        if self.cohort is None and self.sampling is None:
-            raise ConfigError("who takes part in a round? Give cohort=n, or sampling=Fixed(...) or Poisson(...).")
+        both = f"cohort={self.cohort} and sampling={self.sampling}: give one of them."
+        require(self.cohort is None or self.sampling in (None, Fixed(self.cohort)), both)
+        none = "who takes part in a round? Give cohort=n, or sampling=Fixed(...) or Poisson(...)."
+        require(self.cohort is not None or self.sampling is not None, none)
         if self.sampling is None:
             object.__setattr__(self, "sampling", Fixed(self.cohort or 0))
-        if self.rounds < 0:
-            raise ConfigError(f"rounds={self.rounds}: it may not be negative.")
-        if self.attempts < 1:
-            raise ConfigError(f"attempts={self.attempts}: at least one try is needed.")
-        if not self.max_examples > 0:
-            raise ConfigError(f"max_examples={self.max_examples}: it is above 0.")
+        require(self.rounds >= 0, f"rounds={self.rounds}: it may not be negative.")
+        require(self.attempts >= 1, f"attempts={self.attempts}: at least one try is needed.")
+        require(self.max_examples > 0, f"max_examples={self.max_examples}: it is above 0.")
         object.__setattr__(self, "_bound", {})
 
     @property
@@ -125,18 +119,13 @@ class Job:
     @functools.cached_property
     def signal(self) -> Signal:
         """What one update is before the pipeline: a part for values, buffers, weight, metrics and each side value."""
-        shapes, roles = self.model.shapes(), self.model.roles()
-
-        def named(role: Role) -> dict[str, tuple[tuple[int, ...], str]]:
-            return {name: shape for name, shape in shapes.items() if roles.get(name, Role.TRAINABLE) == role}
-
-        params = Tensors({name: np.zeros(*shape) for name, shape in self._sent_shapes().items()})
+        sides = self.algorithm.sides(_zeros(self._shapes(Role.TRAINABLE, Role.BUFFER)))
         parts = {
-            "value": Part(shapes=named(Role.TRAINABLE)),
-            "buffers": Part(shapes=named(Role.BUFFER)),
+            "value": Part(shapes=self._shapes(Role.TRAINABLE)),
+            "buffers": Part(shapes=self._shapes(Role.BUFFER)),
             "weight": Part(shapes={"weight": ((1,), "float64")}, bits=64, l2=self.max_examples, linf=self.max_examples),
             "metric": self._metric_part(self.model.metrics),
-            **{name: Part(shapes=side.shapes) for name, side in self.algorithm.sides(params).items()},
+            **{name: Part(shapes=side.shapes) for name, side in sides.items()},
         }
         return Signal({name: part for name, part in parts.items() if part.shapes})
 
@@ -165,14 +154,12 @@ class Job:
         return cache[population, kind]
 
     def _down_signal(self) -> Signal:
-        params = Tensors({name: np.zeros(*shape) for name, shape in self._sent_shapes().items()})
-        down = self.algorithm.send(self.algorithm.init(params))
+        down = self.algorithm.send(self.algorithm.init(_zeros(self._shapes(Role.TRAINABLE, Role.BUFFER))))
         return Signal({part: Part(shapes=down.part(part).shapes) for part in down.parts})
 
-    def _sent_shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        roles = self.model.roles()
-        sent = (Role.TRAINABLE, Role.BUFFER)
-        return {name: shape for name, shape in self.model.shapes().items() if roles.get(name, Role.TRAINABLE) in sent}
+    def _shapes(self, *roles: Role) -> Shapes:
+        given = self.model.roles()
+        return {name: at for name, at in self.model.shapes().items() if given.get(name, Role.TRAINABLE) in roles}
 
     # -- checking
 
@@ -234,100 +221,56 @@ class Job:
 
     # -- identity
 
-    def canonical(self) -> Any:
-        """This job as JSON: types and callables by `module:qualname`, fields that change only speed left out."""
-        return canonical(self)
-
     def fingerprint(self, bundle: str = "") -> str:
         """SHA-256 of the archive's hash (empty where the job was not submitted as one) and the canonical form."""
-        text = json.dumps({"bundle": bundle, "job": self.canonical()}, sort_keys=True, separators=(",", ":"))
+        text = json.dumps({"bundle": bundle, "job": canonical(self)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def worker_form(self) -> Any:
-        """The canonical form less what only the server uses (evaluation): what another process rebuilds the job from.
 
-        Raises:
-          JobError: it holds what only lives in this process, as a lambda does.
-        """
-        form = self.canonical()
-        del form["fields"]["evaluation"]
-        faults = list(_local(form, "job"))
-        if faults:
-            raise JobError(faults)
-        return form
+def _zeros(shapes: Shapes) -> Tensors:
+    return Tensors({name: np.zeros(*shape) for name, shape in shapes.items()})
 
 
-def canonical(thing: Any) -> Any:
-    """The canonical form of a job or of anything inside one; ConfigError for what has none."""
+def canonical(thing: Any, speed: bool = False) -> Any:
+    """A job, or anything inside one, as JSON: types and callables by `module:qualname`, arrays by their hash.
+
+    Args:
+      thing: what a job may hold.
+      speed: whether fields that change only speed are in it, too.
+
+    Raises:
+      ConfigError: it holds what has no such form.
+    """
+    form = functools.partial(canonical, speed=speed)
     if thing is None or isinstance(thing, bool | int | str):
         return thing
     if isinstance(thing, float):
         return {"$float": thing.hex()}
     if isinstance(thing, np.generic):
-        return canonical(thing.item())
+        return form(thing.item())
     if isinstance(thing, Tensors):
-        return {"$tensors": {name: canonical(np.asarray(thing[name])) for name in thing}}
+        return {"$tensors": {name: form(np.asarray(thing[name])) for name in thing}}
     if isinstance(thing, Dataset):
-        return {"$dataset": {name: canonical(column) for name, column in thing.columns.items()}}
+        return {"$dataset": {name: form(column) for name, column in thing.columns.items()}}
     if isinstance(thing, np.ndarray):
         raw = thing.tobytes() if thing.dtype.kind != "O" else repr(thing.tolist()).encode()
         return {"$array": hashlib.sha256(raw).hexdigest(), "shape": list(thing.shape), "dtype": str(thing.dtype)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        kept = [f for f in dataclasses.fields(thing) if f.init and not f.metadata.get("speed")]
-        given = {f.name: getattr(thing, f.name) for f in kept}
-        if isinstance(thing, Job):
-            given.pop("cohort")  # `sampling` says it
-        return {"$type": _name(type(thing)), "fields": {name: canonical(value) for name, value in given.items()}}
+        kept = [f.name for f in dataclasses.fields(thing) if f.init and (speed or not f.metadata.get("speed"))]
+        kept = [name for name in kept if not (isinstance(thing, Job) and name == "cohort")]  # `sampling` says it
+        return {"$type": _name(type(thing)), "fields": {name: form(getattr(thing, name)) for name in kept}}
     if isinstance(thing, functools.partial):
-        return {"$partial": canonical(thing.func), "args": canonical(thing.args), "keywords": canonical(thing.keywords)}
+        return {"$partial": form(thing.func), "args": form(thing.args), "keywords": form(thing.keywords)}
     if isinstance(thing, Mapping):
-        return {
-            "$mapping": [
-                [canonical(key), canonical(value)] for key, value in sorted(thing.items(), key=lambda kv: str(kv[0]))
-            ]
-        }
+        items = sorted(thing.items(), key=lambda item: str(item[0]))
+        return {"$mapping": [[form(key), form(value)] for key, value in items]}
     if isinstance(thing, tuple | list | set | frozenset):
-        items = sorted(thing, key=str) if isinstance(thing, set | frozenset) else thing
-        return {"$sequence": [canonical(item) for item in items]}
+        ordered = sorted(thing, key=str) if isinstance(thing, set | frozenset) else thing
+        return {"$sequence": [form(item) for item in ordered]}
     if callable(thing):
         return {"$name": _name(thing)}
-    raise ConfigError(
-        f"a job cannot hold a {type(thing).__name__}: use numbers, strings, frozen dataclasses and named functions."
-    )
-
-
-def rebuild(form: Any) -> Any:
-    """The opposite of `canonical`, importing types and callables by name; fields left out take their defaults.
-
-    Raises:
-      ConfigError: the form holds what only lives in its own process (a lambda, an array), or a name that is not there.
-    """
-    if not isinstance(form, dict):
-        return form
-    if "$float" in form:
-        return float.fromhex(form["$float"])
-    if "$name" in form:
-        return named(form["$name"])
-    if "$type" in form:
-        return named(form["$type"])(**{name: rebuild(value) for name, value in form["fields"].items()})
-    if "$sequence" in form:
-        return tuple(rebuild(item) for item in form["$sequence"])
-    if "$mapping" in form:
-        return {rebuild(key): rebuild(value) for key, value in form["$mapping"]}
-    if "$partial" in form:
-        return functools.partial(rebuild(form["$partial"]), *rebuild(form["args"]), **rebuild(form["keywords"]))
-    if "$tensors" in form and not form["$tensors"]:
-        return Tensors()
-    raise ConfigError(f"{next(_local(form, 'job'), 'this form')}")
-
-
-def named(name: str) -> Any:
-    """The object that `module:qualname` names; ConfigError if it is not there."""
-    module, _, path = name.partition(":")
-    try:
-        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"'{name}' cannot be imported here: {error}.") from error
+    kind = type(thing).__name__
+    raise ConfigError(f"a job cannot hold a {kind}: use numbers, strings, frozen dataclasses and named functions.")
 
 
 def _name(thing: Any) -> str:
@@ -337,65 +280,3 @@ def _name(thing: Any) -> str:
     if not hasattr(thing, "__qualname__") or not (owner is None or isinstance(owner, type | ModuleType)):
         return f"{module}:{type(owner or thing).__qualname__}.<instance>"  # its own state cannot be named
     return f"{module}:{thing.__qualname__}"
-
-
-def _local(form: Any, where: str) -> Iterator[str]:
-    """Why a canonical form cannot be rebuilt elsewhere."""
-    if isinstance(form, Sequence) and not isinstance(form, str):
-        for i, item in enumerate(form):
-            yield from _local(item, f"{where}[{i}]")
-    elif isinstance(form, dict):
-        name = form.get("$name") or form.get("$type")
-        if isinstance(name, str) and "<" in name:
-            yield f"{where} is '{name}', which lives in this process alone: define it at the top of a module."
-        if "$array" in form:
-            yield f"{where} is an array, which a job cannot carry to another process: give a function that loads it."
-        for key, value in form.items():
-            if key not in ("$name", "$type"):
-                yield from _local(value, where if key.startswith("$") or key == "fields" else f"{where}.{key}")
-
-
-def override(job: Job, settings: Mapping[str, str]) -> Job:
-    """A job with some fields changed from text, as in `{"rounds": "50", "algorithm.work.lr": "0.1"}`.
-
-    Raises:
-      ConfigError: a key names no field (the message lists those there are), or a value is no JSON of its type.
-    """
-    for key, text in settings.items():
-        job = _set(job, key.split("."), key, text)
-    return job
-
-
-def _set(thing: Any, path: Sequence[str], key: str, text: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else {}
-    if path[0] not in fields:
-        raise ConfigError(
-            f"unknown key '{key}': {type(thing).__name__} has {', '.join(sorted(fields)) or 'no fields'}."
-        )
-    old = getattr(thing, path[0])
-    if len(path) > 1:
-        new = _set(old, path[1:], key, text)
-    else:
-        try:
-            new = json.loads(text) if not isinstance(old, str) else text
-        except ValueError:
-            new = text
-        if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
-            new = float(new)
-        if isinstance(old, tuple) and isinstance(new, list):
-            new = tuple(new)
-        if old is not None and new is not None and type(new) is not type(old):
-            raise ConfigError(f"{key}={text}: a {type(old).__name__} is expected, as in {old!r}.")
-    changes = {path[0]: new}
-    if isinstance(thing, Job) and path[0] == "cohort":
-        changes["sampling"] = None
-    elif isinstance(thing, Job) and thing.cohort is not None and path[0] != "sampling":
-        changes["sampling"] = None  # `cohort` makes it again
-    elif isinstance(thing, Job) and path[0] == "sampling":
-        changes["cohort"] = None
-    try:
-        return dataclasses.replace(thing, **changes)
-    except HansaError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}={text}: {error}") from error

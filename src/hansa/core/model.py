@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hansa.core.errors import ConfigError
+from hansa.core.errors import require
 from hansa.core.tensors import EMPTY, Shapes, Tensors
 
 Metrics = Mapping[str, tuple[float, float]]  # name -> (numerator, denominator), as in {"accuracy": (29, 30)}
@@ -76,22 +76,20 @@ class LocalWork:
     mask: Tensors = field(default=EMPTY, repr=False)
 
     def __post_init__(self) -> None:
-        if not (self.lr >= 0 and math.isfinite(self.lr)):
-            raise ConfigError(f"lr={self.lr}: a learning rate is finite and not negative.")
-        if (self.epochs is None) == (self.steps is None):
-            raise ConfigError(f"epochs={self.epochs}, steps={self.steps}: give exactly one of them.")
+        require(self.lr >= 0 and math.isfinite(self.lr), f"lr={self.lr}: a learning rate is finite and not negative.")
+        require(
+            (self.epochs is None) != (self.steps is None),
+            f"epochs={self.epochs}, steps={self.steps}: give exactly one of them.",
+        )
         for name in ("epochs", "steps", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: at least 1 is needed.")
-        if self.optimiser not in ("sgd", "adam"):
-            raise ConfigError(f"optimiser='{self.optimiser}': choose 'sgd' or 'adam', or override Model.fit.")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum={self.momentum}: it lies in [0, 1).")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas={self.betas}: both lie in [0, 1).")
+            count = getattr(self, name)
+            require(count is None or count >= 1, f"{name}={count}: at least 1 is needed.")
+        unknown = f"optimiser='{self.optimiser}': choose 'sgd' or 'adam', or override Model.fit."
+        require(self.optimiser in ("sgd", "adam"), unknown)
+        require(0 <= self.momentum < 1, f"momentum={self.momentum}: it lies in [0, 1).")
+        require(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas}: both lie in [0, 1).")
         for name in ("weight_decay", "proximal"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: it may not be negative.")
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: it may not be negative.")
 
     def with_(self, **changes: Any) -> "LocalWork":
         """A copy with some fields changed."""

@@ -6,11 +6,10 @@ sees what happened, one `Happening` at a time, and blocks nowhere else.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hansa.core.checkpoint import Buffer, Checkpoint
-from hansa.core.errors import ProtocolError
 from hansa.core.job import Job
 from hansa.core.ledger import Entry, Event
 from hansa.core.tensors import EMPTY, Tensors
@@ -54,22 +53,6 @@ class Task:
     def memory(self) -> str:
         """The name under which the worker keeps the memory of this task."""
         return f"{self.round}.{self.attempt}"
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `from_json` reads."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(fields: Any) -> "Task":
-        """The task that `to_json` wrote; ProtocolError for anything else."""
-        kinds = {"version": int, "round": int, "attempt": int, "position": int, "population": int}
-        names = set(Task.__dataclass_fields__)
-        if not isinstance(fields, dict) or set(fields) != names:
-            raise ProtocolError(f"this is no task: it needs exactly the fields {sorted(names)}.")
-        for name, value in fields.items():
-            if type(value) is not kinds.get(name, str):
-                raise ProtocolError(f"the task's field '{name}' is a {type(value).__name__}.")
-        return Task(**fields)
 
 
 # -- what can happen

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hansa.core.errors import ConfigError
+from hansa.core.errors import require
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,15 @@ class Sampling(ABC):
     kind = ""
 
     def __post_init__(self) -> None:
-        if self.quorum is not None and self.quorum < 1:
-            raise ConfigError(f"quorum={self.quorum}: at least one answer is needed.")
-        if not 0 <= self.over_select <= 10:
-            raise ConfigError(f"over_select={self.over_select}: a fraction between 0 and 10, as in 0.3 for 30 % more.")
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise ConfigError(f"deadline_s={self.deadline_s}: a number of seconds above 0, or None to wait.")
-        if self.max_staleness < 0:
-            raise ConfigError(f"max_staleness={self.max_staleness}: 0 for synchronous rounds, or more.")
-        if self.max_staleness and self.quorum is None:
-            raise ConfigError("max_staleness without quorum: say how many updates fill the buffer, as in quorum=10.")
+        require(self.quorum is None or self.quorum >= 1, f"quorum={self.quorum}: at least one answer is needed.")
+        share = f"over_select={self.over_select}: a fraction between 0 and 10, as in 0.3 for 30 % more."
+        require(0 <= self.over_select <= 10, share)
+        seconds = f"deadline_s={self.deadline_s}: a number of seconds above 0, or None to wait."
+        require(self.deadline_s is None or self.deadline_s > 0, seconds)
+        versions = f"max_staleness={self.max_staleness}: 0 for synchronous rounds, or more."
+        require(self.max_staleness >= 0, versions)
+        buffer = "max_staleness without quorum: say how many updates fill the buffer, as in quorum=10."
+        require(not self.max_staleness or self.quorum is not None, buffer)
 
     @abstractmethod
     def expected(self, population: int) -> float:
@@ -86,8 +85,7 @@ class Fixed(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.clients < 1:
-            raise ConfigError(f"cohort={self.clients}: at least one client must be asked.")
+        require(self.clients >= 1, f"cohort={self.clients}: at least one client must be asked.")
 
     def expected(self, population: int) -> float:
         """`clients`."""
@@ -125,10 +123,9 @@ class Poisson(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.probability <= 1:
-            raise ConfigError(f"probability={self.probability}: it lies in (0, 1].")
-        if self.over_select or self.max_staleness:
-            raise ConfigError("Poisson sampling takes neither over_select nor max_staleness: use Fixed.")
+        require(0 < self.probability <= 1, f"probability={self.probability}: it lies in (0, 1].")
+        neither = "Poisson sampling takes neither over_select nor max_staleness: use Fixed."
+        require(not self.over_select and not self.max_staleness, neither)
 
     def expected(self, population: int) -> float:
         """Probability times population."""

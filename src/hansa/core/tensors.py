@@ -201,7 +201,7 @@ def squares(block: np.ndarray) -> np.float64:
 
 
 def finite(block: np.ndarray) -> bool:
-    """Whether all numbers are finite: by one product, which is infinite or NaN if any is, and looked at closely then."""
+    """Whether all numbers are finite: by one product, which is infinite or NaN if any is; then looked at closely."""
     with np.errstate(all="ignore"):
         return bool(np.isfinite(np.dot(block, block)) or np.isfinite(block).all())
 

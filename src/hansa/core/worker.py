@@ -92,7 +92,7 @@ def _contribution(job: Job, task: Task, update: Update) -> Tensors:
     parts = {
         "value": value,
         "buffers": job.model.named(update.difference, Role.BUFFER),
-        "weight": Tensors({"weight": np.array([min(update.weight, job.max_examples)])}),
+        "weight": Tensors({"weight": np.array([float(min(update.weight, job.max_examples))])}),
         "metric": _metrics(job, update.metrics, job.model.metrics),
         **update.side,
     }

@@ -24,7 +24,8 @@ from typing import Any
 
 from hansa.core.data import Clients
 from hansa.core.errors import ConfigError, HansaError, MissingExtra, NotFound
-from hansa.core.job import Job, override
+from hansa.core.job import Job
+from hansa.runtimes.overrides import override
 
 _EXTRAS = {"torch": "torch", "jax": "jax", "keras": "keras", "sklearn": "sklearn", "pyarrow": "data", "fsspec": "data"}
 _INSTALLED_AS = {

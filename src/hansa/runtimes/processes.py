@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import os
 import secrets
+import signal
 import tempfile
 import time
 import traceback
@@ -25,10 +26,11 @@ from typing import Any
 from hansa.core.checkpoint import buffers, open_bytes
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import ConfigError, DataError, HansaError
-from hansa.core.job import Job, canonical, rebuild
+from hansa.core.job import Job, canonical
 from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Task, Traffic
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
+from hansa.runtimes.forms import rebuild, task_form, task_of, worker_form
 from hansa.runtimes.history import History
 from hansa.runtimes.simulation import simulate
 
@@ -71,7 +73,7 @@ class ProcessSession(Session):
 
     def __init__(self, job: Job, clients: Clients, memories: Memories, count: int) -> None:
         self._clients, self._memories, self._count = clients, memories, count
-        self._setup = {"job": job.worker_form(), "clients": _form(clients)}
+        self._setup = {"job": worker_form(job), "clients": _form(clients)}
         shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(prefix="hansa-", dir=shared)
         self._staged: dict[str, str] = {}  # client -> file of its data
@@ -254,7 +256,7 @@ class _Child:
 
     def begin(self, request: _Request, files: Mapping[str, str]) -> None:
         self.request = request
-        message = {"task": request.task.to_json(), "leg": request.leg, **files}
+        message = {"task": task_form(request.task), "leg": request.leg, **files}
         with suppress(OSError):  # it died: the pipe says so again when it is read, and the task goes to another
             self.pipe.send_bytes(json.dumps(message).encode())
 
@@ -266,6 +268,7 @@ class _Child:
 
 def serve(pipe: Connection, setup: bytes) -> None:
     """A worker process: does what comes over the pipe until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its children
     given = json.loads(setup)
     state: dict[str, Any] = {}
     while True:
@@ -286,7 +289,7 @@ def serve(pipe: Connection, setup: bytes) -> None:
 
 
 def _done(state: dict[str, Any], request: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    task, job, talking = Task.from_json(request["task"]), state["job"], state["talking"]
+    task, job, talking = task_of(request["task"]), state["job"], state["talking"]
     began = time.perf_counter()
     if request["leg"] == 0:
         talking.clear()

@@ -52,10 +52,20 @@ class WeightedMean(Stage):
         weight = signal.parts["weight"]
         most = min(self.max_weight, weight.linf)
         parts = {"weight": replace(weight, l2=most, linf=most)}
-        for name in signal.averaged:
+        averaged = _averaged(signal)
+        for name in averaged:
             part = signal.parts[name]
             parts[name] = replace(part, l2=_times(part.l2, most), linf=_times(part.linf, most))
-        return _Weighted(replace(signal.with_(**parts), divided=True), signal.averaged, most)
+        return _Weighted(replace(signal.with_(**parts), divided=True), averaged, most)
+
+
+def _averaged(signal: Signal) -> tuple[str, ...]:
+    """The parts that are averaged; JobError if one of them holds integers, which have no mean of their own kind."""
+    for part in signal.averaged:
+        for name, (_, dtype) in signal.parts[part].shapes.items():
+            if not dtype.startswith("float") and signal.parts[part].domain == "real":
+                raise fault(f"'{name}' is {dtype}, and only floats can be averaged: make it FROZEN, or a float.")
+    return signal.averaged
 
 
 class _Weighted(Step):
@@ -90,7 +100,7 @@ class UniformMean(Stage):
         if signal.divided or "weight" not in signal.parts:
             raise fault("UniformMean finds a mean before it already: keep one mean in the pipeline.")
         return _Uniform(
-            replace(signal.without("weight"), divided=True), signal.averaged, setting.sampling.kind == "poisson"
+            replace(signal.without("weight"), divided=True), _averaged(signal), setting.sampling.kind == "poisson"
         )
 
 

@@ -32,6 +32,7 @@ from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
 from hansa.data.files import load as load_data
 from hansa.runtimes.failpoint import failpoint
+from hansa.runtimes.forms import task_of
 from hansa.runtimes.grpc.wire import INLINE, Tag
 from hansa.runtimes.jobfile import load_job
 
@@ -69,16 +70,14 @@ class DiskMemories:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._loaded: dict[str, str] = {}  # client -> file of the memory its last task began with
 
     def load(self, client: str, since: str) -> Tensors:
-        """The memory saved under `since`; all others are deleted."""
-        mine = self._folder / client
-        for path in mine.glob("*.safetensors") if mine.is_dir() else ():
-            if path.name != f"{since}.safetensors":
-                path.unlink(missing_ok=True)
+        """The memory saved under `since`; it stays until another was saved and this one is not asked for any more."""
+        self._loaded[client] = f"{since}.safetensors"
         if not since:
             return EMPTY
-        path = mine / f"{since}.safetensors"
+        path = self._folder / client / f"{since}.safetensors"
         if not path.exists():
             raise CorruptFile(
                 f"'{client}' has no memory of round {since}, which the server counted: its folder was lost or changed; "
@@ -87,9 +86,7 @@ class DiskMemories:
         return open_bytes(path.read_bytes())[0]
 
     def save(self, client: str, name: str, memory: Tensors) -> None:
-        """Keeps a memory, on disk when this returns."""
-        if not len(memory):
-            return
+        """Keeps a memory, on disk when this returns, beside the one its task began with; older ones are deleted."""
         path = self._folder / client / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         beside = path.with_suffix(".partial")
@@ -99,6 +96,9 @@ class DiskMemories:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+        for other in path.parent.glob("*.safetensors"):
+            if other.name not in (path.name, self._loaded.get(client)):
+                other.unlink()
 
 
 class Executor:
@@ -122,7 +122,7 @@ class Executor:
             try:
                 getattr(self, f"_{what}")(raw=raw, **header)
             except Exception as error:
-                key = header.get("key") or (header.get("task") and Task.from_json(header["task"]).key)
+                key = header.get("key") or (header.get("task") and task_of(header["task"]).key)
                 self._talking.pop(str(key), None)
                 if not isinstance(error, HansaError):
                     traceback.print_exc()
@@ -138,7 +138,7 @@ class Executor:
         self._frames.write({"did": "load", "fingerprint": self._fingerprint, "examples": len(self._data)})
 
     def _perform(self, raw: bytes, task: dict[str, Any], down: str, frozen: str, size: int = 0) -> None:
-        asked = Task.from_json(task)
+        asked = task_of(task)
         if asked.fingerprint != self._fingerprint:
             raise StateMismatch(
                 f"the task has the fingerprint {asked.fingerprint[:12]}, the job here {self._fingerprint[:12]}: "

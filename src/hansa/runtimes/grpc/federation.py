@@ -412,4 +412,4 @@ def _sentence(record: Record) -> str:
     metrics = {**record.train, **record.workers, **record.central}
     shown = ", ".join(f"{name} {number:.4g}" for name, number in metrics.items())
     out = f", without {', '.join(f'{name} ({why})' for name, why in record.dropped.items())}" if record.dropped else ""
-    return f"round {record.round}: {record.counted} of {record.asked} workers{out}{f', {shown}' if shown else ''}"
+    return f"round {record.round + 1}: {record.counted} of {record.asked} workers{out}{f', {shown}' if shown else ''}"

@@ -28,6 +28,7 @@ from hansa.core.runtime import Task
 from hansa.crypto.identity import Identity, Signature, verify
 from hansa.runtimes.bundle import Bundle
 from hansa.runtimes.folder_lock import lock_folder
+from hansa.runtimes.forms import task_form
 from hansa.runtimes.grpc.client import error_of
 from hansa.runtimes.grpc.hands import Crashed, Hands
 from hansa.runtimes.grpc.tls import (
@@ -349,7 +350,7 @@ class Worker:
         if file and not (run.folder / "bulk" / file).exists():
             await self._pull(run, down, run.folder / "bulk" / file)
         said = await run.hands.ask(
-            {"do": "perform", "task": task.to_json(), "down": file, "frozen": frozen}, down.inline
+            {"do": "perform", "task": task_form(task), "down": file, "frozen": frozen}, down.inline
         )
         if file:
             (run.folder / "bulk" / file).unlink(missing_ok=True)
