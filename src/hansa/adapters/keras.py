@@ -25,16 +25,24 @@ from hansa.core.errors import ConfigError, MissingExtra
 from hansa.core.model import Fit, LocalWork, Metrics, Model, Role
 from hansa.core.tensors import EMPTY, Shapes, Tensors, mismatch
 
-if importlib.util.find_spec("keras") is None:
+
+def _installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if not _installed("keras"):
     raise MissingExtra("KerasModel", "keras", "keras")
 if "keras" not in sys.modules and "KERAS_BACKEND" not in os.environ:
-    os.environ["KERAS_BACKEND"] = "torch" if importlib.util.find_spec("torch") else "jax"
+    os.environ["KERAS_BACKEND"] = "torch" if _installed("torch") else "jax"
 if "keras" not in sys.modules and os.environ["KERAS_BACKEND"] not in ("torch", "jax"):
     raise ConfigError(
         f"KERAS_BACKEND={os.environ['KERAS_BACKEND']}: set it to 'torch' or 'jax' before Keras is imported."
     )
 
-import keras
+import keras  # noqa: E402  (its backend is chosen above)
 
 BACKEND = keras.backend.backend()
 if BACKEND not in ("torch", "jax"):
