@@ -11,9 +11,10 @@ from hansa.adapters.jax import JaxModel, cross_entropy, squared_error  # noqa: E
 from hansa.adapters.numpy import LinearModel, MLPModel  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
 from hansa.core.errors import ConfigError, TensorMismatch  # noqa: E402
-from hansa.core.job import canonical, rebuild  # noqa: E402
+from hansa.core.job import canonical  # noqa: E402
 from hansa.core.model import LocalWork, Role, value  # noqa: E402
 from hansa.core.tensors import Tensors  # noqa: E402
+from hansa.runtimes.forms import rebuild  # noqa: E402
 
 WORK = LocalWork(lr=0.05, epochs=3, batch_size=10)
 

@@ -17,9 +17,10 @@ import keras
 from hansa.adapters.numpy import MLPModel
 from hansa.core.data import Dataset
 from hansa.core.errors import ConfigError, TensorMismatch
-from hansa.core.job import canonical, rebuild
+from hansa.core.job import canonical
 from hansa.core.model import LocalWork, Role, value
 from hansa.core.tensors import Tensors
+from hansa.runtimes.forms import rebuild
 
 WORK = LocalWork(lr=0.05, epochs=3, batch_size=10)
 NAMES = {

@@ -6,9 +6,10 @@ import pytest
 from hansa.adapters.numpy import LinearModel, LogisticModel, MLPModel
 from hansa.core.data import Dataset
 from hansa.core.errors import ConfigError, DataError, TensorMismatch
-from hansa.core.job import canonical, rebuild
+from hansa.core.job import canonical
 from hansa.core.model import LocalWork, value
 from hansa.core.tensors import Tensors
+from hansa.runtimes.forms import rebuild
 
 MODELS = [
     LinearModel(4, 2, dtype="float64"),

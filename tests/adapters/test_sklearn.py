@@ -15,9 +15,10 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from hansa.adapters.sklearn import SklearnModel
 from hansa.core.data import Dataset
 from hansa.core.errors import ConfigError, DataError, TensorMismatch
-from hansa.core.job import canonical, rebuild
+from hansa.core.job import canonical
 from hansa.core.model import LocalWork, value
 from hansa.core.tensors import Tensors
+from hansa.runtimes.forms import rebuild
 
 LOGISTIC = functools.partial(SGDClassifier, loss="log_loss", alpha=0.0)
 CLASSIFIERS = [LOGISTIC, SGDClassifier, Perceptron, functools.partial(MLPClassifier, hidden_layer_sizes=(7,))]

@@ -14,8 +14,9 @@ from torch import nn  # noqa: E402
 from hansa.adapters.torch import TorchModel  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
 from hansa.core.errors import ConfigError, CorruptFile  # noqa: E402
-from hansa.core.job import canonical, rebuild  # noqa: E402
+from hansa.core.job import canonical  # noqa: E402
 from hansa.core.model import LocalWork, value  # noqa: E402
+from hansa.runtimes.forms import rebuild  # noqa: E402
 
 
 def net():
