@@ -79,7 +79,9 @@ class Population(Clients):
         object.__setattr__(self, "features", tuple(self.features))
         if not os.path.exists(self.path):
             raise DataError(f"there is no '{self.path}': check the path (a population is read from local files).")
-        stamp = hashlib.sha256(repr(self._signs).encode()).hexdigest()[:32]
+        stamp = hashlib.sha256(
+            repr((self._signs, [os.path.basename(file) for file in self._files])).encode()
+        ).hexdigest()[:32]
         if self.stamp and stamp != self.stamp:
             raise self._changed()
         object.__setattr__(self, "stamp", stamp)
@@ -91,7 +93,7 @@ class Population(Clients):
 
     def open(self, client: str) -> Dataset:
         """The rows of one client."""
-        if _signs(self.path, tuple(self._signs)) != self._signs:
+        if _signs(self._files) != self._signs:
             raise self._changed()
         table, ids, offsets, order, names = self._layout
         place = known_place(ids, client)
@@ -145,22 +147,28 @@ class Population(Clients):
         return columns
 
     @cached_property
-    def _signs(self) -> dict[str, tuple[int, int]]:
-        return _signs(self.path, tuple(sorted(os.listdir(self.path))) if os.path.isdir(self.path) else ("",))
+    def _files(self) -> list[str]:
+        if not os.path.isdir(self.path):
+            return [self.path]
+        return [os.path.join(self.path, name) for name in sorted(os.listdir(self.path))]
+
+    @cached_property
+    def _signs(self) -> list[tuple[int, int]]:
+        return _signs(self._files)
 
     def _changed(self) -> DataError:
         return DataError(f"'{self.path}' changed on disk since it was opened: put it back, or open it anew.")
 
 
-def _signs(path: str, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+def _signs(files: list[str]) -> list[tuple[int, int]]:
     """Size and time of each file. What replaces one within a tick of the clock, at its size, is not seen."""
-    found = {}
-    for name in names:
+    found = []
+    for file in files:
         try:
-            status = os.stat(os.path.join(path, name) if name else path)
-            found[name] = status.st_size, status.st_mtime_ns
+            status = os.stat(file)
+            found.append((status.st_size, status.st_mtime_ns))
         except OSError:
-            found[name] = -1, 0
+            found.append((-1, 0))
     return found
 
 
