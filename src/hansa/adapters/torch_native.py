@@ -66,8 +66,9 @@ def native_loop(
         raise Untraceable(f"PyTorch does not take the step's IR: {str(error).splitlines()[0]}") from error
 
     def run(tensors: Sequence[Any], columns: Sequence[Any], rates: Any, stores: Sequence[Any]) -> None:
-        # Grad mode is on, though no tensor requires grad: LSTM kernels keep what backward needs only if it is.
-        with torch.enable_grad():
+        # Nothing here is for autograd, so its dispatch is left out; grad mode is on all the same, since LSTM kernels
+        # keep what their backward needs only if it is.
+        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
             function(*columns, rates, len(rates), *stores, *tensors)
 
     return run

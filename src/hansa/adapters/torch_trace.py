@@ -32,15 +32,18 @@ def begin(
       terms: `correction` and `mask`, by name.
       others: frozen tensors and buffers; buffers change in place.
     """
-    zeros = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     adam = work.optimiser == "adam"
+
+    def zeros(wanted: bool) -> Group:
+        return {name: torch.zeros_like(weight) for name, weight in weights.items()} if wanted else {}
+
     return {
         "weights": {name: weight.detach() for name, weight in weights.items()},
         "start": {name: weights[name].detach().clone() for name in pulled} if work.proximal else {},
         "correction": terms["correction"],
         "mask": terms["mask"],
-        "first": zeros if adam or work.momentum else {},
-        "second": {name: torch.zeros_like(weight) for name, weight in weights.items()} if adam else {},
+        "first": zeros(adam or work.momentum > 0),
+        "second": zeros(adam),
         "others": others,
     }
 

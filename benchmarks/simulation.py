@@ -1,0 +1,171 @@
+"""Simulation: examples trained a second through `hansa.train`, beside a plain PyTorch loop in as many processes.
+
+    python benchmarks/simulation.py [T1 T2 T3 T4] [--processes 2] [--seconds 8] [--loop auto]
+
+    T1   McMahan's MNIST 2NN, 100 clients of 600 examples, batches of 10, 10 clients a round
+    T2   McMahan's MNIST CNN (1,663,370 parameters), the same
+    T3   EMNIST-62 CNN of Reddi et al., 3,400 ragged clients, batches of 20
+    T4   next character, 2 × LSTM 256, sequences of 80, 715 clients of 200, batches of 10
+
+Data is random, of the right shapes. One line a figure: name, value, unit; and the ratio of the two.
+"""
+
+import argparse
+import dataclasses
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hansa
+from hansa.core.data import Clients, Dataset
+
+TASKS = ("T1", "T2", "T3", "T4")
+COHORT = 10
+
+
+def t1():
+    return nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10))
+
+
+def t2():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(),
+        nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+def t3():
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Dropout(0.25), nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 62),
+    )  # fmt: skip
+
+
+class T4(nn.Module):
+    """Two LSTM layers over embedded characters."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.cell, self.out = nn.Embedding(90, 8), nn.LSTM(8, 256, 2, batch_first=True), nn.Linear(256, 90)
+
+    def forward(self, x):
+        return self.out(self.cell(self.words(x))[0]).transpose(1, 2)
+
+
+NETS = {"T1": t1, "T2": t2, "T3": t3, "T4": T4}
+BATCH = {"T1": 10, "T2": 10, "T3": 20, "T4": 10}
+LR = {"T1": 0.05, "T2": 0.05, "T3": 0.05, "T4": 0.5}
+
+
+@dataclass(frozen=True)
+class RandomClients(Clients):
+    """Clients of one task, cut out of a pool of random examples: the same in every process."""
+
+    task: str
+
+    @cached_property
+    def _pool(self) -> tuple[Dataset, np.ndarray, np.ndarray]:
+        r = np.random.default_rng(1234)
+        if self.task in ("T1", "T2"):
+            sizes, pool, classes = np.full(100, 600), 60_000, 10
+            starts = np.arange(100) * 600
+        elif self.task == "T3":
+            sizes = np.exp(r.normal(math.log(190.0), 0.45, 3400)).round().clip(20, 400).astype(int)
+            pool, classes = 20_000, 62
+            starts = r.integers(0, pool - 400, 3400)
+        else:
+            tokens = r.integers(0, 90, (20_000, 81))
+            return Dataset(x=tokens[:, :-1], y=tokens[:, 1:]), r.integers(0, 19_800, 715), np.full(715, 200)
+        x = r.random((pool, 784), dtype=np.float32)
+        return Dataset(x=x, y=r.integers(0, classes, pool)), starts, sizes
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return [f"{i:04}" for i in range(len(self._pool[1]))]
+
+    def open(self, client: str) -> Dataset:
+        pool, starts, sizes = self._pool
+        rows = slice(int(starts[int(client)]), int(starts[int(client)] + sizes[int(client)]))
+        return Dataset(x=pool["x"][rows], y=pool["y"][rows])
+
+
+def plain(task: str, seconds: float, out: "multiprocessing.Queue[float]", barrier: "multiprocessing.Barrier") -> None:
+    """One process of the hand-written loop: examples a second."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net, clients, batch, seen = NETS[task](), RandomClients(task), BATCH[task], 0
+    weights = list(net.parameters())
+    datasets = [clients.open(client) for client in clients.ids[:40]]
+    barrier.wait()
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        data = datasets[seen % len(datasets)]
+        x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
+        for at in range(0, len(x), batch):
+            grads = torch.autograd.grad(F.cross_entropy(net(x[at : at + batch]), y[at : at + batch]), weights)
+            with torch.no_grad():
+                torch._foreach_add_(weights, grads, alpha=-LR[task])
+            seen += len(x[at : at + batch])
+            if time.perf_counter() - began > seconds:
+                break
+    out.put(seen / (time.perf_counter() - began))
+
+
+def plain_rate(task: str, processes: int, seconds: float) -> float:
+    context = multiprocessing.get_context("spawn")
+    out, barrier = context.Queue(), context.Barrier(processes)
+    children = [context.Process(target=plain, args=(task, seconds, out, barrier)) for _ in range(processes)]
+    for child in children:
+        child.start()
+    rate = sum(out.get() for _ in children)
+    for child in children:
+        child.join()
+    return rate
+
+
+def our_rate(task: str, processes: int, seconds: float, loop: str) -> tuple[float, float]:
+    """Examples a second through `hansa.train`, the median of its rounds after two; and rounds a second."""
+    clients = RandomClients(task)
+    job = hansa.Job(
+        model=hansa.TorchModel(NETS[task], F.cross_entropy, loop=loop),
+        algorithm=hansa.FedAvg(hansa.LocalWork(lr=LR[task], epochs=1, batch_size=BATCH[task])),
+        pipeline=hansa.Pipeline([hansa.WeightedMean()], hansa.Sum()),
+        cohort=COHORT,
+        rounds=3,
+    )
+    mean = float(np.mean(clients._pool[2])) * COHORT
+    runtime = hansa.Processes(processes) if processes > 1 else hansa.Local()
+    probe = hansa.train(job, clients, runtime=runtime)
+    rounds = max(5, math.ceil(seconds / probe.rounds[-1].seconds))
+    history = hansa.train(dataclasses.replace(job, rounds=rounds), clients, runtime=runtime)
+    times = [record.seconds for record in history.rounds[2:]]
+    return mean / statistics.median(times), 1 / statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--loop", default="auto")
+    asked = parser.parse_args()
+    for task in asked.tasks:
+        before = plain_rate(task, asked.processes, asked.seconds / 2)
+        ours, rounds = our_rate(task, asked.processes, asked.seconds, asked.loop)
+        reference = (before + plain_rate(task, asked.processes, asked.seconds / 2)) / 2
+        print(f"{task} plain loop, {asked.processes} processes: {reference:.0f} examples/s")
+        print(f"{task} hansa.train: {ours:.0f} examples/s ({rounds:.2f} rounds/s); ratio {ours / reference:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
