@@ -208,7 +208,7 @@ def rounds_of(running: Federation, sizes: list[int], cohort: int, rounds: int) -
     assert running.server is not None
     peak = Peak(running.server.popen.pid)
     run = running.submit(job)
-    status = running.wait(run, 600)
+    status = running.wait(run, 600, poll_s=0.5)
     assert status["state"] == "done", f"{status}\n{running.output}"
     with running.client() as client:
         seconds = [event["record"]["seconds"] for event in client.watch(run) if "record" in event]

@@ -179,7 +179,7 @@ class Federation:
         with self.client() as client:
             return client.submit(bundle, workers=len(self.names) if workers is None else workers)
 
-    def wait(self, run: str, timeout_s: float = 60) -> dict[str, Any]:
+    def wait(self, run: str, timeout_s: float = 60, poll_s: float = 0.05) -> dict[str, Any]:
         """The status of a run that is over."""
         until = time.monotonic() + timeout_s
         with self.client() as client:
@@ -192,7 +192,7 @@ class Federation:
                 assert self.server is not None
                 if self.server.popen.poll() is not None:
                     return {"state": "dead"}
-                time.sleep(0.02)
+                time.sleep(poll_s)
 
     @property
     def output(self) -> str:

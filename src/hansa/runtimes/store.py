@@ -84,6 +84,15 @@ _members = sql.Table(
 )  # fmt: skip
 
 
+# Made once: to build a statement costs as much as to execute it, and these run in every round.
+_RECORD = _records.insert()
+_REPLACE = (
+    _checkpoints.update()
+    .where((_checkpoints.c.run == sql.bindparam("mine")) & (_checkpoints.c.which == sql.bindparam("place")))
+    .values(round=sql.bindparam("round"), data=sql.bindparam("data"), blob=sql.bindparam("blob"))
+)
+
+
 def _first(connection: sql.Connection) -> None:
     _meta.create_all(connection, tables=[_runs, _checkpoints, _charges, _records, _members])
 
@@ -326,12 +335,11 @@ class RunStore(Store):
                 after = {**self._blobs, **dict.fromkeys(("last", "best") if best else ("last",), values["blob"])}
                 for which in ("last", "best") if best else ("last",):
                     if which in self._blobs:
-                        here = mine & (_checkpoints.c.which == which)
-                        connection.execute(_checkpoints.update().where(here).values(**values))
+                        connection.execute(_REPLACE, {"mine": self._run, "place": which, **values})
                     else:
-                        connection.execute(_checkpoints.insert().values(run=self._run, which=which, **values))
-                text = json.dumps(record)
-                connection.execute(_records.insert().values(run=self._run, round=record["round"], record=text))
+                        connection.execute(_checkpoints.insert(), {"run": self._run, "which": which, **values})
+                row = {"run": self._run, "round": record["round"], "record": json.dumps(record)}
+                connection.execute(_RECORD, row)
         except BaseException:
             if values["blob"]:
                 self._whole._blobs.delete(values["blob"])

@@ -16,12 +16,13 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from hansa.runtimes.grpc import handshakes
+from hansa.runtimes.grpc import allocator, handshakes
 
 handshakes.prepare()  # before anything imports gRPC
 
@@ -442,7 +443,9 @@ def serve(state: str | os.PathLike[str], *, ready: Callable[[str], None] | None 
     Args:
       ready: called with the address once workers can connect.
     """
+    allocator.settle()
     handshakes.listen()
+    sys.setswitchinterval(0.0005)  # the event loop and the round loop take turns within a millisecond
     server = Server(state, **options)
     address = server.start()
     done = threading.Event()

@@ -184,7 +184,8 @@ class GrpcSession(Session):
         }
         for name in [name for name in self.content if name not in used and len(name) != 32]:
             del self.content[name]
-        self._loop.call_soon_threadsafe(self._retired, gone)
+        if self._deadline is not None or not all(one.answered for one in gone):
+            self._loop.call_soon_threadsafe(self._retired, gone)
         failpoint("after-retire")
 
     def traffic(self) -> Traffic:

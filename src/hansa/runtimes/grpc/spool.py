@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from hansa.core.errors import ProtocolError, StorageFull
@@ -50,6 +51,7 @@ class Upload:
         self._seal = self._cipher(0).encryptor()
         self._tag = Tag(name)
         self._sealed = bytearray(CHUNK + 16)
+        self._scratch = memoryview(bytearray(CHUNK))
         self._turn = threading.Lock()
         self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
@@ -90,10 +92,16 @@ class Upload:
         """Bytes in clear, for `open_stored`."""
         start = offset & ~15
         assert self._file is not None, "an upload is not read after its task was retired"
-        sealed = os.pread(self._file, offset - start + length, start)
-        clear = bytearray(len(sealed))
-        self._cipher(start >> 4).decryptor().update_into(sealed, clear)
-        return memoryview(clear).toreadonly()[offset - start :]
+        # A round reads every byte of every upload twice, so: not zeroed, and in pieces that stay in the core's cache.
+        size = offset - start + length
+        clear = memoryview(np.empty(size + 15, np.uint8))  # the library wants room for a block beyond
+        cipher, sealed = self._cipher(start >> 4).decryptor(), self._scratch
+        for at in range(0, size, CHUNK):
+            piece = sealed[: min(CHUNK, size - at)]
+            count = os.preadv(self._file, [piece], start + at)
+            assert count == len(piece), "an upload is read within its size"
+            cipher.update_into(piece, clear[at:])
+        return clear.toreadonly()[offset - start : size]
 
     def close(self) -> None:
         """Deletes it."""
