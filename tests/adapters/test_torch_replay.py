@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from hansa.adapters import torch_replay  # noqa: E402
-from hansa.adapters.torch import TorchModel  # noqa: E402
+from hansa.adapters.torch import LOOPS, TorchModel  # noqa: E402
 from hansa.adapters.torch_native import Untraceable  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
 from hansa.core.model import LocalWork  # noqa: E402
@@ -189,8 +189,19 @@ def test_batch_norm_leaves_out_a_last_batch_of_one_when_replayed():
     assert apart(one.params.only(floats), other.params.only(floats)) < 1e-4
 
 
+def test_a_measured_loop_is_chosen_once_printed_and_kept_on_resume(caplog):
+    model = TorchModel(images, F.cross_entropy, loop="measure")
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        fixed = model.planned(some_data, LocalWork(lr=0.1, epochs=1, batch_size=10))
+    assert fixed.loop in LOOPS and f"runs in the loop '{fixed.loop}'" in caplog.text
+    assert all(f"{loop} " in caplog.text for loop in LOOPS), "all of them were tried"
+    again = model.planned(some_data, LocalWork(lr=0.1, steps=1), "torch; plain, channels last; cpu; threads=1")
+    assert again.loop == "plain, channels last"
+    assert replace(model, loop="auto").planned(some_data, LocalWork(lr=0.1, steps=1)).loop == "auto"
+
+
 def test_an_unknown_loop_is_named_with_the_choices():
     from hansa.core.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="loop='fast': choose 'auto' or one of"):
+    with pytest.raises(ConfigError, match="loop='fast': choose 'auto', 'measure' or one of"):
         TorchModel(mlp, F.cross_entropy, loop="fast")

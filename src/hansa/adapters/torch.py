@@ -7,11 +7,13 @@ rng alone; all that one process fits goes through one lock, since PyTorch's thre
 """
 
 import functools
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +41,8 @@ from hansa.adapters.torch_replay import LONE, Replay
 DEVICE = "HANSA_DEVICE"  # environment variable: where this worker trains
 EVALUATION_BATCH = 512  # examples at a time; decides memory, and nothing else
 LOOPS = ("replay", "replay, channels last", "plain", "plain, channels last")
+TRIAL_STEPS, TRIALS = 8, 5  # how a loop is measured
+log = logging.getLogger("hansa.plan")
 _LOCK = threading.RLock()
 
 
@@ -60,8 +64,9 @@ class TorchModel(Model):
       device: where to train, as `cpu` or `cuda:0`; None asks the environment variable HANSA_DEVICE, then takes the CPU.
       threads: that PyTorch may use during `fit` and `evaluate`; part of what decides float rounding.
       loop: how `fit` runs its steps: `plain` or `replay` (traced once, run natively without autograd; what cannot be
-        traced runs plainly), each also with `, channels last`; or `auto`: replay on the CPU, with channels last for
-        convolutions. It changes float rounding alone; only dropout on images draws other masks in another layout.
+        traced runs plainly), each also with `, channels last`; `auto`: replay on the CPU, with channels last for
+        convolutions; or `measure`: what a simulation finds fastest on its first client, printed, and kept when it is
+        resumed. It changes float rounding alone; only dropout on images draws other masks in another layout.
 
     Guarantees:
       Two fits with equal arguments give equal bits on one kind of machine, whatever was fitted in between. Dropout
@@ -94,8 +99,8 @@ class TorchModel(Model):
     loop: str = field(default="auto", kw_only=True, metadata=SPEED)
 
     def __post_init__(self) -> None:
-        if self.loop not in ("auto", *LOOPS):
-            raise ConfigError(f"loop='{self.loop}': choose 'auto' or one of {LOOPS}.")
+        if self.loop not in ("auto", "measure", *LOOPS):
+            raise ConfigError(f"loop='{self.loop}': choose 'auto', 'measure' or one of {LOOPS}.")
         if not callable(self.net) or isinstance(self.net, torch.nn.Module):
             raise ConfigError("net: give a callable that returns a new nn.Module (a class or function), not a module.")
         object.__setattr__(self, "loss", carried(self.loss))
@@ -146,6 +151,30 @@ class TorchModel(Model):
         """The loop, the kind of device, and threads."""
         device = self._device()
         return f"torch; {self._loop(device)}; {device.split(':')[0]}; threads={self.threads}"
+
+    def planned(self, load: Callable[[], Any], work: LocalWork, plan: str = "") -> "TorchModel":
+        """This model with its loop fixed, if it is to be measured."""
+        if self.loop != "measure":
+            return self
+        parts = plan.split("; ")
+        return replace(self, loop=parts[1] if plan else self._fastest(load(), work))
+
+    def _fastest(self, data: Any, work: LocalWork) -> str:
+        """Each loop in turn on some steps of this data, several times over; the one with the best time."""
+        params, some = self.init(0), work.with_(epochs=None, steps=TRIAL_STEPS)
+        images = any(len(shape) == 4 for shape, _ in self.shapes().values())
+        models = {loop: replace(self, loop=loop) for loop in LOOPS if images or "channels last" not in loop}
+        times: dict[str, list[float]] = {loop: [] for loop in models}
+        for _ in range(1 + TRIALS):
+            for loop, model in models.items():
+                began = time.perf_counter()
+                model.fit(params, data, some, np.random.default_rng(0))
+                times[loop].append(time.perf_counter() - began)
+        best = {loop: min(seconds[1:]) / TRIAL_STEPS * 1e3 for loop, seconds in times.items()}  # the first ones trace
+        chosen = min(best, key=lambda loop: best[loop])
+        log.warning("measured ms a step: %s", ", ".join(f"{loop} {ms:.3g}" for loop, ms in best.items()))
+        log.warning("local training runs in the loop '%s'", chosen)
+        return chosen
 
     def finish(self, params: Tensors) -> Any:
         """The `nn.Module` with these parameters, on the CPU and in eval mode."""
@@ -260,7 +289,7 @@ class TorchModel(Model):
         return kept[device]
 
     def _loop(self, device: str) -> str:
-        if self.loop != "auto":
+        if self.loop in LOOPS:
             return self.loop
         images = any(len(shape) == 4 for shape, _ in self.shapes().values())
         return "plain" if device != "cpu" else "replay, channels last" if images else "replay"

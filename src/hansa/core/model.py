@@ -6,7 +6,7 @@ once, with the same result. Whoever needs another loop overrides `Model.fit`, an
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -165,6 +165,10 @@ class Model(ABC):
     def plan(self) -> str:
         """How `fit` runs (plan and threads), as text kept in checkpoints."""
         return "loop"
+
+    def planned(self, load: Callable[[], Any], work: LocalWork, plan: str = "") -> "Model":
+        """This model with the way `fit` runs fixed: as `plan` says (what `plan()` gave), or measured on loaded data."""
+        return self
 
     def finish(self, params: Tensors) -> Any:
         """The ordinary object of its library (a module, an estimator) with these parameters."""

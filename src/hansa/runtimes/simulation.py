@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from hansa.core.data import Clients
 from hansa.core.job import Job
@@ -41,6 +42,8 @@ def simulate(
     check_budget(job, len(clients), Ledger(tuple(state.charges())), done=saved.round if saved is not None else 0)
     run = saved.run if saved is not None else secrets.token_hex(8)
     kept = memories if memories is not None else MemoryMemories()
+    plan = saved.plan if saved is not None else ""
+    job = replace(job, model=job.model.planned(lambda: clients.open(clients.ids[0]), job.algorithm.work, plan))
     with open_session(job, clients, kept) as session:
         outcome = train(job, session, state, run=run, observe=observe)
     return History(job, outcome, state.best())
