@@ -236,7 +236,7 @@ def test_an_upload_too_long_too_short_or_damaged_is_refused(federation: Federati
         return str(caught.value.details())
 
     pieces = list(Pieces([content]).chunks())
-    assert "ended after 262144 of 1000000 bytes: send the rest" in pushed(pieces[:1])
+    assert "ended after 524288 of 1000000 bytes: send the rest" in pushed(pieces[:1])
     assert "goes on after its end" in pushed(pieces)  # the first piece is there already
     assert "pieces over" in pushed([bytes(CHUNK + 1)], tag=bytes(16), size=999_999)
     assert "not what it said to be" in pushed(pieces, tag=bytes(16))

@@ -17,7 +17,7 @@ from hansa.runtimes.grpc import wire_pb2
 
 PROTOCOL = 1
 SERVICE = "hansa.v1.Federation"
-CHUNK = 256 << 10  # of bulk: larger ones cost memory for each connection, smaller ones time
+CHUNK = 512 << 10  # of bulk: larger ones cost memory for each transfer, smaller ones time
 INLINE = 256 << 10  # content up to this size travels within its message
 MESSAGE = 1 << 20  # no message is larger
 HEADER = 16 << 10  # nor are the headers of a call
