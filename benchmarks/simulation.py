@@ -93,6 +93,9 @@ class RandomClients(Clients):
     def ids(self) -> Sequence[str]:
         return [f"{i:04}" for i in range(len(self._pool[1]))]
 
+    def sizes(self) -> np.ndarray:
+        return self._pool[2]
+
     def open(self, client: str) -> Dataset:
         pool, starts, sizes = self._pool
         rows = slice(int(starts[int(client)]), int(starts[int(client)] + sizes[int(client)]))
@@ -164,7 +167,8 @@ def main() -> None:
         ours, rounds = our_rate(task, asked.processes, asked.seconds, asked.loop)
         reference = (before + plain_rate(task, asked.processes, asked.seconds / 2)) / 2
         print(f"{task} plain loop, {asked.processes} processes: {reference:.0f} examples/s")
-        print(f"{task} hansa.train: {ours:.0f} examples/s ({rounds:.2f} rounds/s); ratio {ours / reference:.2f}", flush=True)
+        ratio = f"ratio {ours / reference:.2f}"
+        print(f"{task} hansa.train: {ours:.0f} examples/s ({rounds:.2f} rounds/s); {ratio}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from hansa.core.model import Fit, LocalWork, Role
 from hansa.core.pipeline import Pipeline
 from hansa.core.tensors import Tensors
 from hansa.runtimes.local import train
-from hansa.runtimes.processes import Processes
+from hansa.runtimes.memory import MemoryMemories
+from hansa.runtimes.processes import Processes, ProcessSession
 from hansa.stages.clip import Clip
 from hansa.stages.mean import UniformMean
 from hansa.stages.noise import Gaussian
@@ -105,6 +107,22 @@ def test_data_that_cannot_be_handed_over_is_refused_with_the_remedy() -> None:
     clients = Clients.of({f"c{i}": [1, 2, 3] for i in range(4)})
     with pytest.raises(DataError, match="is a list, which cannot be handed to another process"):
         train(plain(), clients, runtime=Processes(1))
+
+
+@dataclass(frozen=True)
+class SizedClients(NumberedClients):
+    def sizes(self) -> list[int]:
+        return [9, 90, 1, 40]
+
+
+def test_the_longest_task_goes_first_by_examples_and_then_by_measured_time() -> None:
+    clients = SizedClients()
+    with closing(ProcessSession(plain(), clients, MemoryMemories(), 1)) as session:
+        assert sorted(clients.ids, key=session._expected_s) == ["002", "000", "003", "001"]
+        session._learn("001", 1e-4)
+        assert max(clients.ids, key=session._expected_s) == "003", "what was measured counts more than what was counted"
+    one, two = train(plain(), clients, runtime=Processes(2)), train(plain(), clients)
+    assert one.checkpoint.state == two.checkpoint.state, "and the order decides no bit"
 
 
 def test_no_processes_are_too_few() -> None:

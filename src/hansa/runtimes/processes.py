@@ -7,6 +7,7 @@ Only JSON and safetensors files pass between them, never a pickled object: a chi
 form, so models, losses and callables must be importable by name. A child that dies is replaced, its task done again.
 """
 
+import bisect
 import json
 import mmap
 import multiprocessing
@@ -35,6 +36,7 @@ from hansa.runtimes.history import History
 from hansa.runtimes.simulation import simulate
 
 TRIES = 3  # of one task, when the process that does it dies
+WINDOW = 4  # tasks for each process among which the longest goes first: more would hold more finished messages back
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Processes(Runtime):
 
 
 class ProcessSession(Session):
-    """Hands each task to an idle process.
+    """Hands each task to an idle process, the longest first.
 
     Args:
       job: must be rebuildable by name; JobError lists what is not.
@@ -82,6 +84,10 @@ class ProcessSession(Session):
         self._children: list[_Child] = []
         self._place: dict[str, _Child] = {}  # task key -> the process its conversation lives in
         self._used: dict[str, list[str]] = {}  # task key -> files that go when it is retired
+        sizes = getattr(clients, "sizes", None)  # of clients that know them without being opened
+        self._sizes = sizes() if callable(sizes) else None
+        self._seconds: dict[str, float] = {}  # client -> how long its last task took
+        self._example_s = 1e-3
         self._deadline: Deadline | None = None
         self._up = self._down = 0
         self._compute = 0.0
@@ -108,7 +114,9 @@ class ProcessSession(Session):
         files = {"down": self._write(down), "frozen": self._frozen.get(tasks[0].frozen, "")}
         for task in tasks:
             self._used[task.key] = []
-            self._waiting.append(_Request(task, files))
+        for at in range(0, len(tasks), WINDOW * self._count):
+            window = sorted(tasks[at : at + WINDOW * self._count], key=lambda task: -self._expected_s(task.client))
+            self._waiting.extend(_Request(task, files) for task in window)
         self._used[tasks[-1].key].append(files["down"])
         self._down += len(tasks) * down.size_bytes
         self._deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
@@ -149,6 +157,19 @@ class ProcessSession(Session):
         traffic = Traffic(self._up, self._down, now - self._since, self._compute)
         self._up, self._down, self._since, self._compute = 0, 0, now, 0.0
         return traffic
+
+    def _expected_s(self, client: str) -> float:
+        """Seconds that a client's task will take: as its last one took, or by its number of examples."""
+        if client not in self._seconds and self._sizes is not None:
+            return float(self._sizes[bisect.bisect_left(self._clients.ids, client)]) * self._example_s
+        return self._seconds.get(client, 0.0)
+
+    def _learn(self, client: str, seconds: float) -> None:
+        """Notes how long a task took, and what an example takes."""
+        self._seconds[client] = seconds
+        if self._sizes is not None:
+            size = float(self._sizes[bisect.bisect_left(self._clients.ids, client)])
+            self._example_s += 0.1 * (seconds / max(1.0, size) - self._example_s)
 
     # -- children
 
@@ -220,6 +241,8 @@ class ProcessSession(Session):
         os.unlink(report["message"])  # the mapping lives as long as the arrays
         self._up += message.size_bytes
         self._compute += report["seconds"]
+        if request.task.kind == "train":
+            self._learn(request.task.client, report["seconds"])
         return Reply(request.task, request.leg, message, message.size_bytes, report["seconds"])
 
 
