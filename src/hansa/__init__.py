@@ -38,6 +38,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "algorithms.fedopt": ("FedAdagrad", "FedAdam", "FedYogi", "FedAvgM"),
     "algorithms.scaffold": ("Scaffold",),
     "algorithms.fedbuff": ("FedBuff",),
+    "algorithms.fednova": ("FedNova",),
     "algorithms.qfedavg": ("QFedAvg",),
     "adapters.numpy": ("LinearModel", "LogisticModel", "MLPModel"),
     "adapters.torch": ("TorchModel",),
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     )
     from hansa.algorithms.fedprox import FedProx as FedProx
     from hansa.algorithms.fedsgd import FedSGD as FedSGD
+    from hansa.algorithms.fednova import FedNova as FedNova
     from hansa.algorithms.qfedavg import QFedAvg as QFedAvg
     from hansa.algorithms.scaffold import Scaffold as Scaffold
     from hansa.core import errors as errors

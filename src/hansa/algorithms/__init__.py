@@ -12,6 +12,7 @@ from typing import Any
 
 from hansa.algorithms.fedavg import FedAvg
 from hansa.algorithms.fedbuff import FedBuff
+from hansa.algorithms.fednova import FedNova
 from hansa.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from hansa.algorithms.fedprox import FedProx
 from hansa.algorithms.fedsgd import FedSGD
@@ -23,7 +24,7 @@ from hansa.core.model import LocalWork
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     kind.__name__: kind
-    for kind in (FedAvg, FedSGD, FedProx, FedAdagrad, FedAdam, FedYogi, FedAvgM, Scaffold, FedBuff, QFedAvg)
+    for kind in (FedAvg, FedSGD, FedProx, FedAdagrad, FedAdam, FedYogi, FedAvgM, Scaffold, FedBuff, FedNova, QFedAvg)
 }
 
 __all__ = [*ALGORITHMS, "ALGORITHMS", "named"]
