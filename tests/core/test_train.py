@@ -413,6 +413,19 @@ def test_workers_evaluate_their_own_data_through_the_same_reducer() -> None:
     assert outcome.records[-1].workers["loss"] == pytest.approx(total / count)
 
 
+def test_clients_own_metrics_are_recorded_only_where_they_are_asked_for() -> None:
+    outcome, session = run(job(evaluation=Evaluation(workers=4, each=True)))
+    params, last = outcome.checkpoint.state.part("model"), outcome.records[-1]
+    asked = [task.client for task in session.published if task.kind == "evaluate"][-4:]
+    assert sorted(last.each) == sorted(asked)
+    for client in asked:
+        top, bottom = Line().evaluate(params, CLIENTS[client])["loss"]
+        assert last.each[client]["loss"] == pytest.approx(top / bottom)
+    assert run(job(evaluation=Evaluation(workers=4)))[0].records[-1].each == {}
+    with pytest.raises(JobError, match="each=True needs evaluation on workers and a reducer that sees each"):
+        job(evaluation=Evaluation(each=True)).check()
+
+
 def test_an_evaluation_that_fails_is_noted_and_the_round_counts() -> None:
     def behave(task) -> str:
         return "gone" if task.kind == "evaluate" and task.version == 1 else "reply"

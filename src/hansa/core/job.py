@@ -37,6 +37,7 @@ class Evaluation:
       central: a callable (model, params) -> metrics, for anything else the server can measure.
       workers: how many clients evaluate on their own data, as a round through the same reducer; 0 for none,
         None for as many as are sampled for training.
+      each: whether the record names every evaluating client's own metrics; only where the reducer sees each anyway.
       every: rounds between evaluations; the last round always has one.
       best: metric by which the best model is kept; None keeps the last alone.
       maximise: whether more of it is better.
@@ -45,6 +46,7 @@ class Evaluation:
     data: Dataset | Callable[[], Any] | None = None
     central: Callable[[Model, Tensors], Metrics | Mapping[str, float]] | None = None
     workers: int | None = 0
+    each: bool = False
     every: int = 1
     best: str | None = None
     maximise: bool = False
@@ -216,6 +218,8 @@ class Job:
             yield "evaluation on workers releases exact metrics of a private job: set workers=0, evaluate centrally."
         if bound.events() and self.signal.parts.get("buffers"):
             yield "buffers (batch norm's statistics) are released without noise: make them FROZEN, or use group norm."
+        if evaluation.each and (evaluation.workers == 0 or getattr(self.pipeline.reducer, "sees", "") != "each"):
+            yield "each=True needs evaluation on workers and a reducer that sees each: use Sum(), or leave it out."
         if self.epsilon is not None and not bound.events():
             yield f"epsilon={self.epsilon} but no stage adds noise: add Gaussian(1.0), or leave the budget out."
 

@@ -41,6 +41,7 @@ class Record:
       late: answers that came after the round, or twice; never added.
       train: metrics of local training, averaged over examples.
       central, workers: metrics of this round's evaluation, on the server's data and on the workers'.
+      each: metrics of every evaluating client, where the job asks for them.
       up_bytes, down_bytes, seconds, compute_seconds: as the runtime counted them.
     """
 
@@ -53,6 +54,7 @@ class Record:
     train: Mapping[str, float] = field(default_factory=dict)
     central: Mapping[str, float] = field(default_factory=dict)
     workers: Mapping[str, float] = field(default_factory=dict)
+    each: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     up_bytes: int = 0
     down_bytes: int = 0
     seconds: float = 0.0
@@ -144,6 +146,7 @@ class _Loop:
         self.flying: dict[str, Task] = {}  # by task key: training tasks out, of this version and older ones
         self.backlog: list[Happening] = []  # what happened to them while a round of another kind was collected
         self.late = 0
+        self.each: dict[str, dict[str, float]] = {}
         population = session.population()
         job.check(len(population))
         params = job.model.init(job.seed)
@@ -347,6 +350,8 @@ class _Loop:
             except HansaError as error:
                 collecting.reject(Failure(reply.task, f"its update was rejected: {error}", error=error))
                 continue
+            if self.job.evaluation.each and reply.task.kind == "evaluate":
+                self.each[reply.task.client] = _metrics(message)
             staleness = self.checkpoint.round - reply.task.version
             discount = self.job.algorithm.discount(staleness) if reply.task.kind == "train" else 1.0
             server.send(Arrived(reply.task.client, collecting.leg, message, discount))
@@ -373,10 +378,11 @@ class _Loop:
         if how.workers != 0:
             asked = max(1, round(self.job.who.expected(len(population)))) if how.workers is None else how.workers
             try:
+                self.each = {}
                 workers = self._ask("evaluate", after, population, attempt, asked)
             except _Void as void:
                 record = replace(record, dropped={**record.dropped, "evaluation": str(void)})
-        record = replace(record, central=central, workers=workers)
+        record = replace(record, central=central, workers=workers, each=self.each if how.each else {})
         metric = {**workers, **central}.get(how.best or "", math.nan)
         better = after.best is None or (metric > after.best[1] if how.maximise else metric < after.best[1])
         return record, metric if better and not math.isnan(metric) else None
