@@ -20,13 +20,15 @@ class History:
       job: that was run.
       outcome: what the round loop returned.
       best: checkpoint of the best round, if one was kept.
+      reason: why it was stopped before its end, if it was.
     """
 
-    def __init__(self, job: Job, outcome: Outcome, best: Checkpoint | None = None) -> None:
+    def __init__(self, job: Job, outcome: Outcome, best: Checkpoint | None = None, reason: str = "") -> None:
         self.job = job
         self.checkpoint = outcome.checkpoint
         self.rounds: tuple[Record, ...] = outcome.records
         self.stopped = outcome.stopped
+        self.reason = reason
         self._best = best
 
     @property

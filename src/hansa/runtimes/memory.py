@@ -39,9 +39,13 @@ class MemoryStore(Store):
 
     def commit(self, checkpoint: Checkpoint, record: Mapping[str, Any], best: bool) -> None:
         """Replaces the checkpoint."""
+        self.commit_rounds(checkpoint, [record], best)
+
+    def commit_rounds(self, checkpoint: Checkpoint, records: Sequence[Mapping[str, Any]], best: bool) -> None:
+        """The state after the last of these rounds, with the records of all of them."""
         self._checkpoint = checkpoint
         self._best = checkpoint if best else self._best
-        self._records.append(record)
+        self._records.extend(records)
 
     def records(self) -> Sequence[Mapping[str, Any]]:
         """All records."""

@@ -317,6 +317,10 @@ class RunStore(Store):
         Raises:
           StorageFull: there is no space; the round before is still there.
         """
+        self.commit_rounds(checkpoint, [record], best)
+
+    def commit_rounds(self, checkpoint: Checkpoint, records: Sequence[Mapping[str, Any]], best: bool) -> None:
+        """The state after the last of these rounds and the records of all of them, or nothing; else as `commit`."""
         failpoint("before-commit")
         pieces = checkpoint.buffers()
         values: dict[str, Any] = {"round": checkpoint.round, "data": None, "blob": None}
@@ -338,15 +342,15 @@ class RunStore(Store):
                         connection.execute(_REPLACE, {"mine": self._run, "place": which, **values})
                     else:
                         connection.execute(_checkpoints.insert(), {"run": self._run, "which": which, **values})
-                row = {"run": self._run, "round": record["round"], "record": json.dumps(record)}
-                connection.execute(_RECORD, row)
+                rows = [{"run": self._run, "round": one["round"], "record": json.dumps(one)} for one in records]
+                connection.execute(_RECORD, rows)
         except BaseException:
             if values["blob"]:
                 self._whole._blobs.delete(values["blob"])
             raise
         before, self._blobs = set(self._blobs.values()), after
         if self._records is not None:
-            self._records.append(record)
+            self._records.extend(records)
         failpoint("after-commit")
         for blob in before - set(after.values()):
             if blob is not None:
