@@ -28,7 +28,7 @@ def sentence(failure: str) -> str:
     """What a failure of TLS means.
 
     >>> sentence("1000007d:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: self signed certificate")
-    'its certificate is not one of this federation's authority, or has expired (CERTIFICATE_VERIFY_FAILED)'
+    "its certificate is not one of this federation's authority, or has expired (CERTIFICATE_VERIFY_FAILED)"
     """
     for name, meaning in _MEANING.items():
         if name in failure:
