@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from hansa.adapters.torch import TorchModel as TorchModel
     from hansa.algorithms.fedavg import FedAvg as FedAvg
     from hansa.algorithms.fedbuff import FedBuff as FedBuff
+    from hansa.algorithms.fednova import FedNova as FedNova
     from hansa.algorithms.fedopt import (
         FedAdagrad as FedAdagrad,
         FedAdam as FedAdam,
@@ -90,7 +91,6 @@ if TYPE_CHECKING:
     )
     from hansa.algorithms.fedprox import FedProx as FedProx
     from hansa.algorithms.fedsgd import FedSGD as FedSGD
-    from hansa.algorithms.fednova import FedNova as FedNova
     from hansa.algorithms.qfedavg import QFedAvg as QFedAvg
     from hansa.algorithms.scaffold import Scaffold as Scaffold
     from hansa.core import errors as errors
