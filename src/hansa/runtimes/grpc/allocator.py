@@ -1,6 +1,6 @@
-"""Memory that is free goes back to the system: glibc would keep up to 32 MB arrays for later, and their holes with them.
+"""Memory that is free goes back to the system: glibc would keep arrays of up to 32 MB for later, holes and all.
 
-Its threshold between heap and mapping moves up to the largest block it has seen freed. A server frees blocks of 4 MB all
+Its threshold between heap and mapping moves up to the largest block it has seen freed. A server frees small blocks all
 the time and tensors once a round, so it is held between the two: blocks come from the heap, tensors are mapped.
 """
 

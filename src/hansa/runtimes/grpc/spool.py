@@ -94,7 +94,7 @@ class Upload:
         assert self._file is not None, "an upload is not read after its task was retired"
         # A round reads every byte of every upload twice, so: not zeroed, and in pieces that stay in the core's cache.
         size = offset - start + length
-        clear = memoryview(np.empty(size + 15, np.uint8))  # the library wants room for a block beyond
+        clear = np.empty(size + 15, np.uint8).data  # the library wants room for a block beyond
         cipher, sealed = self._cipher(start >> 4).decryptor(), self._scratch
         for at in range(0, size, CHUNK):
             piece = sealed[: min(CHUNK, size - at)]
