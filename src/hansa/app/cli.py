@@ -199,6 +199,12 @@ def simulate(
         Path | None, typer.Option("--out", metavar="FILE", help="Write the model here, as safetensors.")
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="Write the best model instead of the last.")] = False,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", metavar="N", help="Rounds between checkpoints in --state.")
+    ] = 1,
+    log: Annotated[
+        Path | None, typer.Option("--log", metavar="FILE", help="Log each round to this .csv or .parquet file.")
+    ] = None,
 ) -> None:
     """Run a job on this machine, with simulated clients.
 
@@ -208,7 +214,51 @@ def simulate(
 
     run(
         job, clients=clients, settings=settings or [], config=config, runtime=runtime, processes=processes, state=state,
-        resume=resume, out=out, best=best,
+        resume=resume, out=out, best=best, checkpoint_every=checkpoint_every, log=log,
+    )  # fmt: skip
+
+
+@app.command(rich_help_panel="A job")
+def sweep(
+    job: JobFile,
+    grid: Annotated[
+        list[str],
+        typer.Option("--grid", metavar="KEY=A,B,…", help="Values of a field of the job; repeatable: all combinations."),
+    ],
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="What to compare, as accuracy or workers.loss.")
+    ] = None,
+    maximise: Annotated[
+        bool | None, typer.Option("--maximise/--minimise", help="Whether more of it is better. Default: by its name.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each, from the job's seed up.")] = 1,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs, table and picture go.")] = Path(
+        "sweep"
+    ),
+    clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
+    settings: Settings = None,
+    config: Config = None,
+    runtime: Annotated[
+        str, typer.Option("--runtime", metavar="local|processes", help="One process, or one for each core: same bits.")
+    ] = "local",
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", help="How many processes, if not one a core.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", metavar="N", help="Rounds between checkpoints of a run.")
+    ] = 10,
+) -> None:
+    """Run a job once for each combination of settings, and compare them: a table, a CSV file and a picture.
+
+    Started again with the same command it goes on where it was; with more values or seeds, only what is new is run.
+
+    Example:  hansa sweep job.py --grid algorithm.work.lr=0.05,0.1 --grid cohort=5,10 --seeds 3
+    """
+    from hansa.app.sweep import sweep as run
+
+    run(
+        job, grid=grid, metric=metric, maximise=maximise, seeds=seeds, out=out, clients=clients,
+        settings=settings or [], config=config, runtime=runtime, processes=processes, checkpoint_every=checkpoint_every,
     )  # fmt: skip
 
 

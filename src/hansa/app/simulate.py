@@ -15,8 +15,10 @@ from hansa.core.errors import ConfigError, MissingExtra
 from hansa.core.job import Job
 from hansa.core.runtime import Runtime
 from hansa.core.tensors import Tensors
+from hansa.core.train import Record
 from hansa.runtimes.history import History
 from hansa.runtimes.jobfile import clients_of, job_of, load_module
+from hansa.runtimes.observe.observer import Observer
 
 if TYPE_CHECKING:
     from hansa.runtimes.store import SqlStore
@@ -34,20 +36,25 @@ def simulate(
     resume: bool = False,
     out: Path | None = None,
     best: bool = False,
+    checkpoint_every: int = 1,
+    log: Path | None = None,
 ) -> None:
     """Runs `hansa simulate`; arguments are its options.
 
     Raises:
       HansaError: the job file, the job, the state folder or a round failed; see the classes.
     """
-    how = _runtime(runtime, processes)
+    how = runtime_of(runtime, processes)
     given = read_settings(settings, config)
     if resume and state is None:
         raise ConfigError("--resume goes on from a state: give --state DIR, the folder the run was begun with.")
+    if checkpoint_every != 1 and state is None:
+        raise ConfigError(f"--checkpoint-every {checkpoint_every}: checkpoints need a place, --state DIR.")
     if best and out is None:
         raise ConfigError("--best says which model to write: give --out FILE as well.")
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    options: dict[str, Any] = {"checkpoint_every": checkpoint_every, "observe": [] if log is None else [log_to(log)]}
     module = load_module(job)
     loaded = job_of(module, given)
     people = clients_of(module, clients)
@@ -55,16 +62,17 @@ def simulate(
     if best and not loaded.evaluation.best:
         raise ConfigError("--best, but the job keeps none: name its metric, as in Evaluation(data=..., best='loss').")
     if state is None:
-        history = _run(how, loaded, people, {}, 0, None)
+        history = _run(how, loaded, people, options, 0, None)
     else:
-        history = _durable(how, loaded, people, state, resume)
+        history = _durable(how, loaded, people, options, state, resume)
     if out is not None:
         history.save(out, best=best)
         emit("model", path=str(out), best=best)
         say(f"model written to {out}")
 
 
-def _runtime(name: str, processes: int | None) -> Runtime:
+def runtime_of(name: str, processes: int | None) -> Runtime:
+    """What `--runtime` and `--processes` mean."""
     if name == "local" and processes is None:
         from hansa.runtimes.local import Local
 
@@ -80,6 +88,15 @@ def _runtime(name: str, processes: int | None) -> Runtime:
     return Processes(processes)
 
 
+def log_to(path: Path) -> Observer:
+    """The observer that writes a log of rounds of this kind; ConfigError if its ending is none we know."""
+    from hansa.runtimes.observe.table import CsvLog, ParquetLog
+
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--log {path}: end its name with .csv or .parquet.")
+    return CsvLog(path) if path.suffix == ".csv" else ParquetLog(path)
+
+
 def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done: int, state: Path | None) -> History:
     """Trains and shows it."""
     emit("started", job=job.name, clients=len(people), rounds=job.rounds, done=done, fingerprint=job.fingerprint())
@@ -87,9 +104,13 @@ def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done:
     if cost is not None and cost(1) is None:
         hint("what the rounds cost in privacy is not shown: pip install 'hansa[dp]'")
     begun = time.perf_counter()
+
+    def show(record: Record) -> None:
+        rounds.add(record.to_json())
+
     with Rounds(job.name, job.rounds, done, cost) as rounds:
         try:
-            history: History = how.run(job, people, observe=lambda record: rounds.add(record.to_json()), **options)
+            history: History = how.run(job, people, **{**options, "observe": [show, *options["observe"]]})
         except KeyboardInterrupt:
             kept = "nothing of it was kept; --state DIR keeps each round" if state is None else "add --resume to go on"
             raise KeyboardInterrupt(f"interrupted after {rounds.done} of {job.rounds} rounds: {kept}") from None
@@ -105,7 +126,7 @@ def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done:
     return history
 
 
-def _durable(how: Runtime, job: Job, people: Clients, state: Path, resume: bool) -> History:
+def _durable(how: Runtime, job: Job, people: Clients, options: dict[str, Any], state: Path, resume: bool) -> History:
     """The same with its state in a folder."""
     try:
         from hansa.runtimes.store import SqlStore
@@ -114,8 +135,8 @@ def _durable(how: Runtime, job: Job, people: Clients, state: Path, resume: bool)
     if not state.absolute().parent.is_dir():
         raise ConfigError(f"--state {state}: there is no folder {state.parent}; make it first.")
     with closing(SqlStore(state)) as store:
-        run, done = _begin(store, job, state, resume)
-        options = {"store": store.run(run), "memories": _Memories(state / "memory" / run)}
+        run, done = begin(store, job, state, resume)
+        options = {**options, "store": store.run(run), "memories": ClientMemories(state / "memory" / run)}
         store.set_state(run, "running")
         try:
             history = _run(how, job, people, options, done, state)
@@ -129,7 +150,7 @@ def _durable(how: Runtime, job: Job, people: Clients, state: Path, resume: bool)
         return history
 
 
-def _begin(store: "SqlStore", job: Job, state: Path, resume: bool) -> tuple[str, int]:
+def begin(store: "SqlStore", job: Job, state: Path, resume: bool) -> tuple[str, int]:
     """The run to go on with, or a new one; and how many of its rounds are committed."""
     runs = store.runs()
     if runs and not resume:
@@ -146,7 +167,7 @@ def _begin(store: "SqlStore", job: Job, state: Path, resume: bool) -> tuple[str,
     return run, saved.round if saved is not None else 0
 
 
-class _Memories:
+class ClientMemories:
     """What simulated clients remember, on disk; any text may be a client's id."""
 
     def __init__(self, folder: Path) -> None:
