@@ -120,7 +120,7 @@ def sweep(
     if failed:
         raise TrainingFailed(
             f"{len(failed)} of {len(runs)} runs failed, the first ({label(failed[0].point)}) because of "
-            f"{failed[0].reason} The same command tries them again."
+            f"{failed[0].reason.rstrip('.')}. The same command tries them again."
         )
 
 
@@ -241,10 +241,11 @@ def _one(how: Runtime, run: Run, people: Clients, place: Path, every: int, progr
             )  # fmt: skip
         except StorageFull:
             raise
-        except HansaError as error:
-            run.state, run.reason = "failed", str(error)
+        except Exception as error:  # the others may well go through, and the sweep ends with this one's reason
+            run.state = "failed"
+            run.reason = str(error) if isinstance(error, HansaError) else f"{type(error).__name__}: {error}"
             run.records = tuple(Record.from_json(record) for record in kept.records())
-            store.set_state(name, "failed", str(error))
+            store.set_state(name, "failed", run.reason)
             progress.finish(run)
             return False
         except KeyboardInterrupt:
