@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hansa
 from hansa.core.checkpoint import Checkpoint
 from hansa.core.data import Clients
 from hansa.core.errors import BundleError, ConfigError, NotFound, Unreachable
@@ -127,6 +128,35 @@ def test_counters_are_those_of_the_sockets(federation: Federation, tmp_path: Pat
         federation.workers[name].end()
         federation.start_worker(name, data_of(job).format(name=name))
     proxy.close()
+
+
+PRIVATE = """
+import hansa
+from mymodel import Line
+
+job = hansa.Job(
+    model=Line(3), algorithm=hansa.FedAvg(hansa.LocalWork(lr=0.1, epochs=1, batch_size=4)), cohort=3, rounds=3,
+    pipeline=hansa.Pipeline([hansa.Clip(1.0), hansa.UniformMean(), hansa.Gaussian(2.0)], hansa.Sum()),
+    epsilon={epsilon}, delta=1e-3,
+)
+"""
+
+
+def test_a_private_run_says_what_it_cost_and_keeps_its_budget(federation: Federation, tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    job = write_job(tmp_path / "job")
+    (job.parent / "mymodel.py").write_text(job.read_text().split("@dataclass(frozen=True)\nclass Remembering")[0])
+    job.write_text(PRIVATE.format(epsilon=50.0))
+    run = federation.submit(job)
+    assert federation.wait(run)["state"] == "done", federation.output
+    with federation.client() as client:
+        spent = [event["privacy"] for event in client.watch(run) if "privacy" in event][-1]
+    cost = hansa.privacy.epsilon(load_job(job), population=3, delta=spent["delta"])
+    assert spent["epsilon"] == pytest.approx(cost.epsilon)
+    job.write_text(PRIVATE.format(epsilon=0.1))
+    refused = federation.wait(federation.submit(job))
+    assert refused["state"] == "failed"
+    assert "more rounds would bring ε to" in refused["reason"] and "beyond epsilon=0.1" in refused["reason"]
 
 
 def test_a_job_that_raises_fails_its_run_alone_and_names_the_line(federation: Federation, tmp_path: Path) -> None:

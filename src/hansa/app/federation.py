@@ -319,7 +319,7 @@ def _follow(client: "Client", run: str, must_finish: bool) -> None:
         try:
             for event in client.watch(run):
                 if "record" in event:
-                    rounds.add(event["record"])
+                    rounds.add(event["record"], event.get("privacy"))
                 if "status" in event:
                     facts = event["status"]
                     emit("status", **{key: value for key, value in facts.items() if key != "last"})

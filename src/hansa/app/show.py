@@ -39,6 +39,7 @@ class Rounds:
         self.total, self.done = total, done
         self.shown: Mapping[str, Any] = {}
         self._name, self._epsilon = name, epsilon
+        self._private = False
         self._columns: dict[str, int] = {}
         self._seen: set[str] = set()
         self._rows: list[Any] = []
@@ -78,12 +79,18 @@ class Rounds:
         parts = [Text(self._waiting, style="yellow", overflow="fold", no_wrap=False)] if self._waiting else []
         return Group(*parts, self._progress)
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Shows one committed round, given as `Record.to_json` makes it."""
+    def add(self, record: Mapping[str, Any], spent: Mapping[str, float] | None = None) -> None:
+        """Shows one committed round.
+
+        Args:
+          record: as `Record.to_json` makes it.
+          spent: `epsilon` and `delta` until here, where a server says so; else they are worked out here.
+        """
         self.shown, self.done = record, int(record["round"]) + 1
-        epsilon = self._epsilon(self.done) if self._epsilon is not None else None
+        epsilon = self._epsilon(self.done) if self._epsilon is not None else (spent or {}).get("epsilon")
+        self._private = self._epsilon is not None or spent is not None
         if settings.json:
-            emit("round", **record, **({"epsilon": epsilon} if self._epsilon is not None else {}))
+            emit("round", **record, **({**(spent or {}), "epsilon": epsilon} if self._private else {}))
             return
         metrics = metrics_of(record)
         if self._progress is None:
@@ -115,7 +122,7 @@ class Rounds:
             f"clients {record['counted']}/{record['asked']}",
             f"up {size(record['up_bytes'])}", f"down {size(record['down_bytes'])}", span(record["seconds"]),
         ]  # fmt: skip
-        if self._epsilon is not None:
+        if self._private:
             parts.append(f"ε {number(epsilon)}")
         if record.get("dropped"):
             parts.append(f"dropped: {dropped(record['dropped'])}")
@@ -129,7 +136,7 @@ class Rounds:
             "clients": f"{record['counted']}/{record['asked']}", "up": size(record["up_bytes"]),
             "down": size(record["down_bytes"]), "time": span(record["seconds"]),
         }  # fmt: skip
-        if self._epsilon is not None:
+        if self._private:
             cells["ε"] = number(epsilon)
         out = self._progress.console
         if not set(cells) <= self._seen:

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hansa.core.errors import BundleError, HansaError, NotFound
+from hansa.core.errors import BundleError, HansaError, MissingExtra, NotFound
+from hansa.core.ledger import Ledger
 from hansa.core.train import Record, train
 from hansa.crypto.certificate import Peer
 from hansa.crypto.identity import Identity
+from hansa.privacy import check_budget, epsilon_of
 from hansa.runtimes.bundle import Bundle
 from hansa.runtimes.grpc.runlog import RunLog
 from hansa.runtimes.grpc.session import GrpcSession, Stopped
@@ -346,6 +348,9 @@ class Federation:
         if run.stopping or self._ending:
             raise Stopped("stopped before it began")
         done = len(store.records())
+        if job.epsilon is not None:
+            people = len(run.session.population())  # waits until there are enough
+            check_budget(job, people, Ledger(tuple(store.charges())), done=done)
         say(f"job '{job.name}' {f'goes on after {done} rounds' if done else 'begins'}, of {job.rounds} rounds")
 
         def observe(record: Record) -> None:
@@ -353,6 +358,19 @@ class Federation:
 
         outcome = train(job, run.session, store, run=run.id, fingerprint=fingerprint, observe=observe)
         return "stopped" if outcome.stopped else "done"
+
+    def spent(self, run: str, round: int) -> dict[str, float]:
+        """ε and δ of what a run released up to a round; empty if it releases nothing with noise, or none can tell.
+
+        δ is the job's own where it names one, and 1e-5 otherwise.
+        """
+        entries = tuple(entry for entry in self.store.run(run).charges() if entry.round <= round)
+        session = self.runs[run].session if run in self.runs else None
+        delta = (session.job.delta if session is not None else None) or 1e-5
+        try:
+            return {"epsilon": epsilon_of(Ledger(entries), delta).epsilon, "delta": delta} if entries else {}
+        except MissingExtra:
+            return {}
 
     def _over(self, run: Run, state: str, reason: str) -> None:
         if not (self._ending and state == "stopped"):  # a server that ends leaves its runs as they are: going on

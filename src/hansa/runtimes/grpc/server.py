@@ -391,7 +391,9 @@ class Server:
             over = row["id"] not in self._federation.runs
             records = await asyncio.to_thread(store.records_from, start)
             for record in records:
-                await context.write(_saying({"record": record}))
+                last = record is records[-1]  # what it cost until here takes a while to work out
+                spent = await asyncio.to_thread(self._federation.spent, row["id"], record["round"]) if last else None
+                await context.write(_saying({"record": record, **({"privacy": spent} if spent else {})}))
                 start = record["round"] + 1
             status = await asyncio.to_thread(lambda: self._federation.status(self._store.find(row["id"])))
             facts = {name: status[name] for name in ("state", "reason", "rounds", "name", "waiting")}
