@@ -52,7 +52,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "runtimes.virtual.fleet": ("Fleet",),
     "runtimes.virtual.runtime": ("Virtual",),
 }
-_MODULES: dict[str, str] = {"errors": "core.errors", "data": "data", "privacy": "privacy"}
+_MODULES: dict[str, str] = {
+    "errors": "core.errors",
+    "data": "data",
+    "privacy": "privacy",
+    "observe": "runtimes.observe",
+}
 _HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [*_HOMES, *_MODULES, "__version__"]
@@ -109,6 +114,7 @@ if TYPE_CHECKING:
     )
     from hansa.core.sampling import Fixed as Fixed, Poisson as Poisson, Sampling as Sampling
     from hansa.core.tensors import Tensors as Tensors
+    from hansa.runtimes import observe as observe
     from hansa.runtimes.history import History as History
     from hansa.runtimes.local import Local as Local, train as train
     from hansa.runtimes.processes import Processes as Processes
