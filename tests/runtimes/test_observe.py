@@ -292,6 +292,7 @@ def test_mlflow_gets_each_round_once_in_one_run(monkeypatch: pytest.MonkeyPatch)
     assert fake.runs["m"].status == "FINISHED"
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
 def test_the_real_mlflow_gets_each_round_once(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("alembic")
@@ -369,11 +370,18 @@ def test_checkpoints_come_every_n_rounds_and_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("killed", [1, 2, 3, 4, 5, 6, 7])
-def test_killed_between_checkpoints_a_run_ends_with_the_same_bits_and_memories(killed: int) -> None:
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_killed_between_checkpoints_a_run_ends_with_the_same_bits_and_memories(
+    killed: int, place: str, tmp_path: Path
+) -> None:
+    from hansa.app.simulate import ClientMemories
     from hansa.runtimes.checkpoints import EveryRounds
 
+    def opened() -> Any:
+        return kept if place == "memory" else ClientMemories(tmp_path)  # as a new process would
+
     whole = train(job(), some_clients())
-    store, memories = Counting(), MemoryMemories()
+    store, kept = Counting(), MemoryMemories()
 
     def kill(record: Record) -> None:
         if record.round + 1 == killed:
@@ -381,13 +389,13 @@ def test_killed_between_checkpoints_a_run_ends_with_the_same_bits_and_memories(k
             raise Killed
 
     with pytest.raises(Killed):
-        train(job(), some_clients(), store=store, memories=memories, checkpoint_every=3, observe=kill)
+        train(job(), some_clients(), store=store, memories=opened(), checkpoint_every=3, observe=kill)
     assert len(store.records()) == killed // 3 * 3
     store.dead = False
-    again = train(job(), some_clients(), store=store, memories=memories, checkpoint_every=3)
+    again = train(job(), some_clients(), store=store, memories=opened(), checkpoint_every=3)
     assert again.checkpoint.state == whole.checkpoint.state
     assert [r.train for r in again.rounds] == [r.train for r in whole.rounds]
-    assert EveryRounds(store, memories, 3).load() == again.checkpoint
+    assert EveryRounds(store, opened(), 3).load() == again.checkpoint
 
 
 def test_an_interrupted_run_keeps_the_rounds_since_its_checkpoint(tmp_path: Path) -> None:
