@@ -330,11 +330,10 @@ class RunStore(Store):
             values["blob"] = f"{self._run}/{checkpoint.round}-{secrets.token_hex(4)}.ckpt"
             self._whole._blobs.write(values["blob"], pieces)
         failpoint("mid-commit")
-        mine = _checkpoints.c.run == self._run
         try:
             with self._whole._begin() as connection:
                 if self._blobs is None:
-                    query = sql.select(_checkpoints.c.which, _checkpoints.c.blob).where(mine)
+                    query = sql.select(_checkpoints.c.which, _checkpoints.c.blob).where(_checkpoints.c.run == self._run)
                     self._blobs = {row.which: row.blob for row in connection.execute(query)}
                 after = {**self._blobs, **dict.fromkeys(("last", "best") if best else ("last",), values["blob"])}
                 for which in ("last", "best") if best else ("last",):
