@@ -43,7 +43,13 @@ def ends_like_the_local_one(federation: Federation, run: str, job: Path) -> dict
     return status
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if "charge" not in step])
+QUICK = ("mid-fold", "mid-commit", "after-commit")  # the others differ less, and are in the whole suite
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(s, marks=[] if s in QUICK else [pytest.mark.slow]) for s in STEPS if "charge" not in s],
+)
 def test_a_server_killed_at_any_step_goes_on_with_the_same_bits(step: str, tmp_path: Path) -> None:
     job = write_job(tmp_path / "job", cohort=2, rounds=4, size=BIG)
     with Federation(tmp_path) as federation:
@@ -106,6 +112,7 @@ def test_a_worker_killed_at_work_is_waited_for_and_gets_its_task_again(step: str
         ends_like_the_local_one(federation, run, job)
 
 
+@pytest.mark.slow
 def test_an_executor_that_is_killed_fails_the_round_and_says_how(tmp_path: Path) -> None:
     job = write_job(tmp_path / "job", cohort=1, rounds=4, sleep=0.05)
     with Federation(tmp_path, workers=1) as federation:
@@ -122,6 +129,7 @@ def test_an_executor_that_is_killed_fails_the_round_and_says_how(tmp_path: Path)
         ends_like_the_local_one(federation, run, job)
 
 
+@pytest.mark.slow
 def test_everything_killed_at_once_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     job = write_job(tmp_path / "job", cohort=2, rounds=12, size=BIG, sleep=0.02)
     with Federation(tmp_path) as federation:
@@ -264,6 +272,7 @@ Worker({federation.address!r}, {elsewhere!r}, data="x.csv", identity=Identity.lo
         assert "enrolled as submitter" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_quorum_lets_a_round_go_on_without_a_worker_whose_lease_ran_out(tmp_path: Path) -> None:
     more = "from hansa.core.sampling import Fixed"
     job = write_job(tmp_path / "job", cohort=2, rounds=3, more=more)
