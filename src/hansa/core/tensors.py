@@ -222,11 +222,15 @@ def dtype_name(array: Array) -> str:
 
 
 _DTYPE_NAMES: dict[Any, str] = {}  # NumPy takes microseconds to spell one
+_NUMERIC: set[Any] = set()  # dtypes that were found to be numeric
 
 
 def _numeric(name: str, array: Array) -> Array:
+    if type(array) is np.ndarray and array.dtype in _NUMERIC:
+        return array
     if isinstance(array, np.ndarray) or not hasattr(array, "dtype"):
         array = np.asarray(array)
         if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8 or not array.dtype.isnative:
             raise TensorMismatch(f"'{name}' is of type {array.dtype}: tensors are native floats, integers or booleans.")
+        _NUMERIC.add(array.dtype)
     return array
