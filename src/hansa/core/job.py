@@ -116,6 +116,12 @@ class Job:
         assert self.sampling is not None
         return self.sampling
 
+    @functools.cached_property
+    def remembers(self) -> bool:
+        """Whether workers keep anything between tasks: the algorithm's, a stage's, or private tensors."""
+        kept = self.algorithm.keeps_memory or any(stage.remembers for stage in self.pipeline.stages)
+        return kept or Role.PRIVATE in self.model.roles().values()
+
     # -- binding
 
     @functools.cached_property

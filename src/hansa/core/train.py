@@ -156,8 +156,6 @@ class _Loop:
         )
         self.frozen_hash = hashlib.sha256(dump(self.frozen)).hexdigest() if len(self.frozen) else ""
         self.ledger = Ledger(tuple(store.charges()))
-        remembers = job.algorithm.keeps_memory or any(stage.remembers for stage in job.pipeline.stages)
-        self.remembers = remembers or Role.PRIVATE in job.model.roles().values()
         self.checkpoint = store.load() or Checkpoint(
             run=run, fingerprint=fingerprint, round=0, plan=job.model.plan(),
             state=job.algorithm.init(job.model.named(params, Role.TRAINABLE, Role.BUFFER)),
@@ -227,7 +225,7 @@ class _Loop:
         state = self.job.algorithm.apply(now.state, aggregate)
         counted = set(survivors)
         self._retire([task for task in collected if not who.max_staleness or task in counted or task.client in dropped])
-        memories = {**now.memories, **{task.client: task.memory for task in survivors}} if self.remembers else {}
+        memories = {**now.memories, **{task.client: task.memory for task in survivors}} if self.job.remembers else {}
         after = replace(
             now, round=now.round + 1, state=state, pipeline=pipeline, memories=memories, ledger=self.ledger
         )  # fmt: skip

@@ -27,7 +27,6 @@ from typing import Any
 from hansa.core.checkpoint import Buffer, buffers, open_bytes
 from hansa.core.errors import CorruptFile, HansaError, StateMismatch
 from hansa.core.job import Job
-from hansa.core.model import Role
 from hansa.core.runtime import Task
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
@@ -112,7 +111,6 @@ class Executor:
         self._memories: DiskMemories
         self._folder: Path
         self._fingerprint = ""
-        self._remembers = True
         self._talking: dict[str, tuple[Task, Generator[Tensors, Tensors | None, Tensors]]] = {}
         self._frozen: tuple[str, Tensors] = ("", EMPTY)
 
@@ -136,10 +134,6 @@ class Executor:
         self._memories = DiskMemories(self._folder / "memory")
         self._job = load_job(entry)
         self._fingerprint = self._job.fingerprint(bundle)
-        # As the round loop decides whether a later task will ask for it: a file that is synced costs milliseconds.
-        stages = any(stage.remembers for stage in self._job.pipeline.stages)
-        private = Role.PRIVATE in self._job.model.roles().values()
-        self._remembers = self._job.algorithm.keeps_memory or stages or private
         self._data = load_data(data)
         self._frames.write({"did": "load", "fingerprint": self._fingerprint, "examples": len(self._data)})
 
@@ -175,7 +169,7 @@ class Executor:
             try:
                 self._talking.pop(task.key)[1].send(None)
             except StopIteration as end:
-                if task.kind == "train" and self._remembers:
+                if task.kind == "train" and self._job.remembers:  # a file that is synced costs milliseconds
                     self._memories.save(task.client, task.memory, end.value)
         pieces = buffers(message)
         length = sum(map(len, pieces))
