@@ -2,8 +2,9 @@
 
 import argparse
 
-import hansa.app.flower as fl
 from pt_client import PTMLPClient
+
+import hansa.app.flower as fl
 
 
 def get_eval_fn(model):

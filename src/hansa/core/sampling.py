@@ -159,7 +159,7 @@ class Stream:
     def word(self) -> int:
         """64 uniform bits."""
         if not self._words:
-            self._words = self.words(64).tolist()
+            self._words = self.words(1024).tolist()
         return self._words.pop()
 
     def below(self, bound: int) -> int:
