@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from hansa.algorithms.fedavg import FedAvg
+from hansa.algorithms.fedbuff import FedBuff
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import BudgetExceeded, ConfigError, DataError, JobError, TrainingFailed
-from hansa.core.job import Job
+from hansa.core.job import Evaluation, Job
 from hansa.core.model import Fit, LocalWork, Role
 from hansa.core.pipeline import Pipeline
+from hansa.core.sampling import Fixed
 from hansa.core.tensors import Tensors
 from hansa.runtimes.local import train
 from hansa.runtimes.memory import MemoryMemories
@@ -83,6 +85,12 @@ class NoBuffer(Regression):
 
 
 @dataclass(frozen=True)
+class NoOffset(Regression):
+    def roles(self) -> dict[str, Role]:
+        return {**super().roles(), "offset": Role.FROZEN}
+
+
+@dataclass(frozen=True)
 class Raises(Regression):
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
         raise ZeroDivisionError("no such luck")
@@ -123,6 +131,17 @@ def test_the_longest_task_goes_first_by_examples_and_then_by_measured_time() -> 
         assert max(clients.ids, key=session._expected_s) == "003", "what was measured counts more than what was counted"
     one, two = train(plain(), clients, runtime=Processes(2)), train(plain(), clients)
     assert one.checkpoint.state == two.checkpoint.state, "and the order decides no bit"
+
+
+def test_a_message_stays_until_the_last_task_that_needs_it_is_over() -> None:
+    job = replace(
+        plain(), algorithm=FedBuff(LocalWork(lr=0.05, epochs=1, batch_size=4)), cohort=None, rounds=6,
+        sampling=Fixed(5, quorum=1, max_staleness=5), evaluation=Evaluation(), model=NoOffset(),
+        pipeline=Pipeline([UniformMean()], Sum()),
+    )  # fmt: skip
+    history = train(job, some_clients(), runtime=Processes(2))
+    assert [record.counted for record in history.rounds] == [1] * 6
+    assert not any(record.dropped for record in history.rounds)
 
 
 def test_no_processes_are_too_few() -> None:

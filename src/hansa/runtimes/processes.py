@@ -84,6 +84,7 @@ class ProcessSession(Session):
         self._children: list[_Child] = []
         self._place: dict[str, _Child] = {}  # task key -> the process its conversation lives in
         self._used: dict[str, list[str]] = {}  # task key -> files that go when it is retired
+        self._users: dict[str, int] = {}  # file -> tasks it serves, where they are several
         sizes = getattr(clients, "sizes", None)  # of clients that know them without being opened
         self._sizes = sizes() if callable(sizes) else None
         self._seconds: dict[str, float] = {}  # client -> how long its last task took
@@ -112,12 +113,12 @@ class ProcessSession(Session):
         if len(frozen) and tasks[0].frozen not in self._frozen:
             self._frozen[tasks[0].frozen] = self._write(frozen)
         files = {"down": self._write(down), "frozen": self._frozen.get(tasks[0].frozen, "")}
+        self._users[files["down"]] = len(tasks)
         for task in tasks:
-            self._used[task.key] = []
+            self._used[task.key] = [files["down"]]
         for at in range(0, len(tasks), WINDOW * self._count):
             window = sorted(tasks[at : at + WINDOW * self._count], key=lambda task: -self._expected_s(task.client))
             self._waiting.extend(_Request(task, files) for task in window)
-        self._used[tasks[-1].key].append(files["down"])
         self._down += len(tasks) * down.size_bytes
         self._deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
 
@@ -149,7 +150,10 @@ class ProcessSession(Session):
         for key in over:
             self._place.pop(key, None)
             for path in self._used.pop(key, ()):
-                os.unlink(path)
+                self._users[path] = self._users.get(path, 1) - 1
+                if not self._users[path]:
+                    del self._users[path]
+                    os.unlink(path)
 
     def traffic(self) -> Traffic:
         """Bytes that would have travelled, and the time since the last call."""
