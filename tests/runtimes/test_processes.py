@@ -4,19 +4,19 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hansa.algorithms.fedavg import FedAvg
-from hansa.algorithms.fedbuff import FedBuff
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import BudgetExceeded, ConfigError, DataError, JobError, TrainingFailed
-from hansa.core.job import Evaluation, Job
+from hansa.core.job import Job
 from hansa.core.model import Fit, LocalWork, Role
 from hansa.core.pipeline import Pipeline
-from hansa.core.sampling import Fixed
+from hansa.core.runtime import Task
 from hansa.core.tensors import Tensors
 from hansa.runtimes.local import train
 from hansa.runtimes.memory import MemoryMemories
@@ -85,12 +85,6 @@ class NoBuffer(Regression):
 
 
 @dataclass(frozen=True)
-class NoOffset(Regression):
-    def roles(self) -> dict[str, Role]:
-        return {**super().roles(), "offset": Role.FROZEN}
-
-
-@dataclass(frozen=True)
 class Raises(Regression):
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
         raise ZeroDivisionError("no such luck")
@@ -134,14 +128,17 @@ def test_the_longest_task_goes_first_by_examples_and_then_by_measured_time() -> 
 
 
 def test_a_message_stays_until_the_last_task_that_needs_it_is_over() -> None:
-    job = replace(
-        plain(), algorithm=FedBuff(LocalWork(lr=0.05, epochs=1, batch_size=4)), cohort=None, rounds=6,
-        sampling=Fixed(5, quorum=1, max_staleness=5), evaluation=Evaluation(), model=NoOffset(),
-        pipeline=Pipeline([UniformMean()], Sum()),
-    )  # fmt: skip
-    history = train(job, some_clients(), runtime=Processes(2))
-    assert [record.counted for record in history.rounds] == [1] * 6
-    assert not any(record.dropped for record in history.rounds)
+    tasks = [
+        Task(run="r", fingerprint="f", kind="train", version=0, round=0, attempt=0, client=f"client-{i}", position=i)
+        for i in range(2)
+    ]
+    with closing(ProcessSession(plain(), some_clients(), MemoryMemories(), 1)) as session:
+        session.publish(tasks, Tensors({"model/w": [1.0]}))
+        (message,) = Path(session._folder.name).iterdir()
+        session.retire(tasks[1:])
+        assert message.exists(), "the first task, begun on the same message, has yet to read it"
+        session.retire(tasks[:1])
+        assert not message.exists()
 
 
 def test_no_processes_are_too_few() -> None:
