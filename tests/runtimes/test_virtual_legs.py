@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from hansa.core.job import Evaluation, Job
-from hansa.core.pipeline import Arrived, Closed, Pipeline, Reducer, Server, Worker
+from hansa.core.pipeline import Arrived, Closed, Pipeline, Reducer, Seat, Server, Worker
 from hansa.core.sampling import Fixed
 from hansa.core.tensors import Tensors
 from hansa.runtimes.local import train
@@ -21,11 +21,11 @@ class Acknowledged(Reducer):
 
     legs: ClassVar[int] = 2
 
-    def worker(self, message: Tensors, client: str) -> Worker:
+    def worker(self, message: Tensors, seat: Seat) -> Worker:
         told = yield message
         yield Tensors({"ack": told["count"]})
 
-    def server(self, cohort: Sequence[str]) -> Server:
+    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
         given: dict[str, Tensors] = {}
         answers: Mapping[str, Tensors] | None = None
         for leg in range(2):
@@ -35,10 +35,8 @@ class Acknowledged(Reducer):
                     given[event.client] = event.message
             assert isinstance(event, Closed)
             answers = {client: Tensors({"count": [float(len(given))]}) for client in event.survivors}
-        total = given[event.survivors[0]]
-        for client in event.survivors[1:]:
-            total = total + given[client]
-        return total
+        first, *others = given.values()
+        return sum(others, first)
 
 
 def job(clients: int, quorum: int | None = None) -> Job:

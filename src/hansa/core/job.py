@@ -190,6 +190,9 @@ class Job:
         for stage in self.down.stages:
             if stage.remembers or not stage.alone:
                 yield f"{type(stage).__name__} cannot be undone by one worker on its own: leave it out of `down`."
+        if self.algorithm.work.dp is not None and not self.model.clips_records:
+            name = type(self.model).__name__
+            yield f"dp={self.algorithm.work.dp} but {name} cannot clip single records: use TorchModel, or leave it out."
         if self.query is not None and not self.answers:
             yield "query without answers: name its metrics and their bounds, as in answers={'age': 120}."
         if self.down.reducer is not None:

@@ -31,6 +31,9 @@ class Event:
     detail: str = ""
 
 
+EXACT = Event(mechanism="exact total", noise_multiplier=0.0)  # opened without noise: it has no ε
+
+
 @dataclass(frozen=True)
 class Entry:
     """An event and the attempt at a round that released it, or was charged for it."""

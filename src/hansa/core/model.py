@@ -6,7 +6,7 @@ once, with the same result. Whoever needs another loop overrides `Model.fit`, an
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -34,6 +34,24 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
+class RecordDP:
+    """Differential privacy of single records in local training (DP-SGD, Abadi et al. 2016, arXiv:1607.00133).
+
+    Each step draws every record with probability batch_size / examples, clips each record's gradient to the L2 norm
+    `clip`, adds noise of standard deviation `noise_multiplier`·`clip` to their sum, and divides by `batch_size`. Draws
+    and noise come from the worker's operating system, never from the job's seed.
+    """
+
+    noise_multiplier: float
+    clip: float
+
+    def __post_init__(self) -> None:
+        for name in ("noise_multiplier", "clip"):
+            given = getattr(self, name)
+            require(given > 0 and math.isfinite(given), f"{name}={given}: record-level privacy needs one above 0.")
+
+
+@dataclass(frozen=True)
 class LocalWork:
     """What a worker does with its own data in one round.
 
@@ -50,6 +68,7 @@ class LocalWork:
       shuffle: new order of examples at each pass.
       correction: tensors added to the gradient at each step (SCAFFOLD's c − cᵢ); set by algorithms, not by users.
       mask: tensors of 0 and 1 that the gradient is multiplied with; set by algorithms.
+      dp: differential privacy of single records; needs a batch size, and a model that can clip each record's gradient.
 
     Raises:
       ConfigError: a value is out of its range.
@@ -74,6 +93,7 @@ class LocalWork:
     shuffle: bool = True
     correction: Tensors = field(default=EMPTY, repr=False)
     mask: Tensors = field(default=EMPTY, repr=False)
+    dp: RecordDP | None = None
 
     def __post_init__(self) -> None:
         require(self.lr >= 0 and math.isfinite(self.lr), f"lr={self.lr}: a learning rate is finite and not negative.")
@@ -90,6 +110,7 @@ class LocalWork:
         require(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas}: both lie in [0, 1).")
         for name in ("weight_decay", "proximal"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: it may not be negative.")
+        require(self.dp is None or self.batch_size is not None, "dp draws batches at random: give a batch_size.")
 
     def with_(self, **changes: Any) -> "LocalWork":
         """A copy with some fields changed."""
@@ -141,6 +162,8 @@ class Model(ABC):
     metrics: Mapping[str, float] = {"loss": math.inf}
     """Names of the metrics that `fit` and `evaluate` give, each with the largest value one example can have. A plain
     sum takes any bound; a secure sum refuses an infinite one."""
+    clips_records = False
+    """True if `fit` can do record-level privacy (`LocalWork.dp`)."""
 
     @abstractmethod
     def init(self, seed: int) -> Tensors:
@@ -149,6 +172,16 @@ class Model(ABC):
     @abstractmethod
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
         """Trains on `data` as `work` says, from `params`, with all randomness from `rng`."""
+
+    def fit_cohort(
+        self,
+        params: Sequence[Tensors],
+        data: Sequence[Any],
+        work: Sequence[LocalWork],
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Fit]:
+        """`fit` of K clients, one after another unless a model can do them at once."""
+        return [self.fit(*each) for each in zip(params, data, work, rngs, strict=True)]
 
     @abstractmethod
     def evaluate(self, params: Tensors, data: Any) -> Metrics:

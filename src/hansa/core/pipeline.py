@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from hansa.core.algorithm import Algorithm
-from hansa.core.errors import JobError
+from hansa.core.errors import ConfigError, JobError
 from hansa.core.ledger import Event
 from hansa.core.sampling import Sampling, Stream
 from hansa.core.tensors import EMPTY, Shapes, Tensors, mismatch
@@ -30,7 +30,7 @@ class Part:
 
     Args:
       shapes: names (without the part's prefix), shapes and dtypes.
-      domain: `real`, `integer` or `bytes`.
+      domain: `real`, `integer` or `bytes` (of which a message may have fewer than its shape says).
       additive: False if contributions cannot be added before they are decoded one by one.
       modulus: of integers that wrap; None if they do not.
       bits: per coordinate on the wire.
@@ -199,36 +199,82 @@ class Closed:
     survivors: tuple[str, ...]
 
 
-Server = Generator[Mapping[str, Tensors] | None, Arrived | Closed, Tensors]
+Server = Generator[Mapping[str, Tensors] | str | None, Arrived | Closed, Tensors]
 Worker = Generator[Tensors, Tensors, None]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A party's place in one conversation: how it proves who it is, and what it never does twice.
+
+    This one is of a runtime without identities, which carries plain sums alone; others override all methods.
+
+    Args:
+      name: the party's id.
+      context: bytes that no other conversation shares: run, kind, round and attempt.
+    """
+
+    name: str
+    context: bytes
+
+    def sign(self, message: bytes) -> bytes:
+        """A signature, with what others need to verify it, that holds for this message in this context alone."""
+        raise ConfigError("this runtime knows no identities, which this reducer needs: use Sum(), or another runtime.")
+
+    def verify(self, name: str, message: bytes, signature: bytes) -> None:
+        """IdentityError unless the party of this name signed this message in this context."""
+        self.sign(message)
+
+    def once(self, what: str, value: bytes) -> None:
+        """Records durably; SecretRoundVoid if another value was recorded under this name in this context before."""
+        self.sign(value)
+
+    def entropy(self, count: int) -> bytes:
+        """Bytes from the operating system; never from the job's seed."""
+        return self.sign(b"")
 
 
 class Reducer(ABC):
     """The only place where contributions meet: a sans-IO generator for each role.
 
-    The server's is sent one event at a time, never blocks, answers a `Closed` that is not the last with the messages of
-    the next leg, and returns the undecoded total. The worker's yields one message a leg and is sent what the server
-    answers. Memory does not grow with the cohort. Drop-outs at any leg are part of the contract.
+    The server's is sent one event at a time, never blocks, and returns the undecoded total. It answers an `Arrived`
+    with None, or with the reason why that message is rejected and its sender out; and a `Closed` that is not the last
+    with the messages of the next leg, or raises SecretRoundVoid. The worker's yields one message a leg and is sent what
+    the server answers. Memory does not grow with the cohort. Drop-outs at any leg are part of the contract.
     """
 
     legs: ClassVar[int] = 1
+    counted: ClassVar[int] = 0
+    """The leg whose answers are in the total; before the last leg if there are more. Who drops out after it is counted
+    all the same, and keeps the memory of its last whole task."""
+    helpers: Sequence[str] = ()
+    """Parties without data that take part in every conversation, by name; they are never sampled."""
     sees: ClassVar[str] = "each"
     """`each` if the server sees single contributions, `total` if only their sum."""
 
-    def bind(self, signal: Signal, setting: Setting) -> None:
-        """JobError if this signal cannot be reduced."""
+    def bind(self, signal: Signal, setting: Setting) -> "Reducer | None":
+        """The reducer of this signal, where it must know it; None for itself. JobError if it cannot be reduced."""
+        return None
 
     def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
         """The L2 norm by which one client can change each part of the total; more than its own where adding rounds."""
         return {name: part.l2 for name, part in signal.parts.items()}
 
-    def worker(self, message: Tensors, client: str) -> Worker:
+    def wire(self, signal: Signal, setting: Setting) -> Signal:
+        """What a message of the counted leg has."""
+        return signal
+
+    def worker(self, message: Tensors, seat: Seat) -> Worker:
         """The worker's side; one leg that just sends, unless overridden."""
         yield message
 
+    def helper(self, seat: Seat) -> Worker:
+        """A helper's side."""
+        raise ConfigError(f"'{seat.name}' was asked to help {type(self).__name__}, which needs no helper.")
+
     @abstractmethod
-    def server(self, cohort: Sequence[str]) -> Server:
-        """The server's side for this cohort; the total owns its arrays."""
+    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
+        """The server's side for this cohort, helpers apart; the total owns its arrays."""
 
 
 # -- the whole
@@ -263,17 +309,19 @@ class Pipeline:
                 name = type(stage).__name__
                 faults.append(f"{name} keeps memory at the worker, which stale updates corrupt: set max_staleness=0.")
         faults += self._order_faults(steps, setting)
-        if self.reducer is not None:
+        reducer = self.reducer
+        if reducer is not None:
             try:
-                self.reducer.bind(signal, setting)
+                reducer = reducer.bind(signal, setting) or reducer
             except JobError as error:
                 faults += error.faults
         if faults:
             raise JobError(faults)
-        sensitivity: Sensitivity = {} if self.reducer is None else self.reducer.settle(signal, setting)
+        sensitivity: Sensitivity = {} if reducer is None else reducer.settle(signal, setting)
         for step in reversed(steps):
             sensitivity = step.settle(sensitivity)
-        return Bound(tuple(steps), self.reducer, signal, signals[_first_alone(steps)].shapes)
+        wire = signal if reducer is None else reducer.wire(signal, setting)
+        return Bound(tuple(steps), reducer, wire, signals[_first_alone(steps)].shapes)
 
     def _order_faults(self, steps: Sequence[Step], setting: Setting) -> Iterator[str]:
         first, kind, algorithm = _first_alone(steps), type(self.reducer).__name__, type(setting.algorithm).__name__
@@ -313,8 +361,16 @@ class Bound:
         return x, Tensors.join(**memories)
 
     def admit(self, message: Tensors, client: str) -> None:
-        """TensorMismatch unless a message has exactly the names, shapes and dtypes that were bound."""
-        mismatch(self.signal.shapes, message.shapes, f"the message of '{client}'", dtypes=True)
+        """TensorMismatch unless a message has exactly the names, shapes and dtypes that were bound; bytes may be
+        fewer than bound.
+        """
+        bound, given = self.signal.shapes, dict(message.shapes)
+        for name in given.keys() & bound.keys():
+            (shape, dtype), most = given[name], bound[name][0]
+            loose = self.signal.parts[name.split("/", 1)[0]].domain == "bytes" and dtype == bound[name][1]
+            if loose and len(shape) == 1 == len(most) and shape[0] <= most[0]:
+                given[name] = bound[name]
+        mismatch(bound, given, f"the message of '{client}'", dtypes=True)
 
     def decode_one(self, message: Tensors, state: Tensors) -> Tensors:
         """Undoes the stages from the first non-additive one on, for one contribution."""

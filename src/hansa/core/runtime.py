@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from hansa.core.checkpoint import Buffer, Checkpoint
 from hansa.core.job import Job
 from hansa.core.ledger import Entry, Event
+from hansa.core.pipeline import Seat
 from hansa.core.tensors import EMPTY, Tensors
 
 
@@ -30,6 +31,7 @@ class Task:
       since: `round.attempt` of this client's last counted task, whose memory it starts from; empty at first.
       frozen: hash of the frozen tensors, sent once; empty if there are none.
       population: clients that could have been asked.
+      role: `worker`, or `helper` for a party of the reducer's that has no data.
     """
 
     run: str
@@ -43,6 +45,12 @@ class Task:
     since: str = ""
     frozen: str = ""
     population: int = 1
+    role: str = "worker"
+
+    @property
+    def context(self) -> bytes:
+        """What no other conversation of this or another run shares."""
+        return f"{self.run}/{self.kind}/{self.round}.{self.attempt}".encode()
 
     @property
     def key(self) -> str:
@@ -128,7 +136,8 @@ class Session(ABC):
           tasks: of one round and attempt, in task order.
           down: the message for all of them; never changed by the caller until `retire`.
           frozen: tensors of hash `task.frozen`; a runtime sends them to each client once.
-          deadline_s: after so many seconds a `Deadline` happens, unless the tasks are retired; None for never.
+          deadline_s: after so many seconds, of each leg, a `Deadline` happens, unless the tasks are retired; None for
+            never.
         """
 
     @abstractmethod
@@ -142,6 +151,10 @@ class Session(ABC):
     @abstractmethod
     def retire(self, tasks: Sequence[Task]) -> None:
         """These tasks are over, counted or not: their uploads are deleted, what comes later is only counted as late."""
+
+    def seat(self, task: Task) -> Seat:
+        """The server's seat in the conversation that this task belongs to."""
+        return Seat("server", task.context)
 
     @abstractmethod
     def traffic(self) -> Traffic:

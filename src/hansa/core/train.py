@@ -19,9 +19,9 @@ import numpy as np
 from hansa.core.algorithm import Aggregate
 from hansa.core.checkpoint import Checkpoint, dump
 from hansa.core.data import load
-from hansa.core.errors import HansaError, StateMismatch, TrainingFailed, UpdateRejected
+from hansa.core.errors import HansaError, SecretRoundVoid, StateMismatch, TrainingFailed, UpdateRejected
 from hansa.core.job import Job
-from hansa.core.ledger import Ledger
+from hansa.core.ledger import EXACT, Ledger
 from hansa.core.model import Metrics, Role, value
 from hansa.core.pipeline import Arrived, Bound, Closed, Decoding, Server
 from hansa.core.round import Phase, Round
@@ -131,8 +131,8 @@ def query(job: Job, session: Session, store: Store, *, run: str, fingerprint: st
 class _Void(Exception):
     """An attempt came to nothing."""
 
-    def __init__(self, round: Round) -> None:
-        super().__init__(round.why())
+    def __init__(self, round: Round, why: str = "") -> None:
+        super().__init__(why or round.why())
         self.round = round
 
 
@@ -147,7 +147,7 @@ class _Loop:
         self.backlog: list[Happening] = []  # what happened to them while a round of another kind was collected
         self.late = 0
         self.each: dict[str, dict[str, float]] = {}
-        population = session.population()
+        population = self._population()
         job.check(len(population))
         params = job.model.init(job.seed)
         self.frozen, self.unsent = (
@@ -178,8 +178,14 @@ class _Loop:
             self.session.retire(tuple(self.flying.values()))
         return Outcome(self.checkpoint, tuple(Record.from_json(record) for record in self.store.records()), stopped)
 
+    def _population(self) -> list[str]:
+        """Who may be sampled: everybody but the reducer's helpers."""
+        reducer = self.job.pipeline.reducer
+        helpers = set(reducer.helpers) if reducer is not None else set()
+        return [name for name in self.session.population() if name not in helpers]
+
     def answer(self) -> dict[str, float]:
-        population = self.session.population()
+        population = self._population()
         try:
             return self._ask("query", self.checkpoint, population, 0, len(population))
         except (_Void, _Stopped) as end:
@@ -205,7 +211,7 @@ class _Loop:
         )
 
     def _attempt(self, attempt: int) -> None:
-        now, who, population = self.checkpoint, self.job.who, self.session.population()
+        now, who, population = self.checkpoint, self.job.who, self._population()
         bound, self.late, outdated = self.job.bind(len(population)), 0, self._outdated()
         tasks = self._tasks("train", attempt, population, who)
         self.flying.update({task.key: task for task in tasks})
@@ -213,7 +219,7 @@ class _Loop:
         down = self.job.algorithm.send(now.state)
         self._publish(tasks, down.updated(Tensors.join(pipeline=now.pipeline)), len(population))
         try:
-            total, survivors, dropped = self._reduce(bound, who, collected, now.pipeline, attempt)
+            total, survivors, finished, dropped = self._reduce(bound, who, collected, now.pipeline, attempt)
         except _Void:
             self._retire(tuple(self.flying.values()))
             raise
@@ -225,12 +231,12 @@ class _Loop:
         state = self.job.algorithm.apply(now.state, aggregate)
         counted = set(survivors)
         self._retire([task for task in collected if not who.max_staleness or task in counted or task.client in dropped])
-        memories = {**now.memories, **{task.client: task.memory for task in survivors}} if self.job.remembers else {}
+        memories = {**now.memories, **{task.client: task.memory for task in finished}} if self.job.remembers else {}
         after = replace(
             now, round=now.round + 1, state=state, pipeline=pipeline, memories=memories, ledger=self.ledger
         )  # fmt: skip
         record = Record(
-            round=now.round, attempt=attempt, asked=len(collected), counted=len(survivors), late=self.late,
+            round=now.round, attempt=attempt, asked=len(_workers(collected)), counted=len(survivors), late=self.late,
             dropped={**outdated, **dropped}, train=metrics,
         )  # fmt: skip
         self._commit(after, *self._evaluated(after, record, population, attempt))
@@ -256,13 +262,17 @@ class _Loop:
         if kind == "train" and self.job.bind(len(population)).events():
             # A sample that claims amplification must be unpredictable to workers, who know the job's seed.
             stream = Stream(self.store.secret(), "sample", now.round, attempt)
+        drawn = list(who.draw(population, stream, busy))
+        assert self.job.pipeline.reducer is not None
+        helpers = list(self.job.pipeline.reducer.helpers) if drawn else []
         return [
             Task(
                 run=now.run, fingerprint=now.fingerprint, kind=kind, version=now.round, round=now.round,
                 attempt=attempt, client=name, position=position, since=now.memories.get(name, ""),
                 frozen=self.frozen_hash, population=len(population),
+                role="worker" if position < len(drawn) else "helper",
             )
-            for position, name in enumerate(who.draw(population, stream, busy))
+            for position, name in enumerate(drawn + helpers)
         ]  # fmt: skip
 
     def _publish(self, tasks: Sequence[Task], down: Tensors, population: int) -> None:
@@ -283,14 +293,17 @@ class _Loop:
 
     def _reduce(
         self, bound: Bound, who: Sampling, tasks: Sequence[Task], state: Tensors, attempt: int
-    ) -> tuple[Tensors, tuple[Task, ...], dict[str, str]]:
-        """The undecoded total, whose contributions are in it, and why the others' are not."""
+    ) -> tuple[Tensors, tuple[Task, ...], tuple[Task, ...], dict[str, str]]:
+        """The undecoded total, whose contributions are in it, who of them stayed to the end, and why others are not."""
         if not tasks and who.quorum is None:  # Poisson sampling drew nobody: an empty total is noised like any other
             self._charge(bound, attempt, ())
-            return Tensors({name: np.zeros(*shape) for name, shape in bound.summed.items()}), (), {}
+            return Tensors({name: np.zeros(*shape) for name, shape in bound.summed.items()}), (), (), {}
         reducer, survivors, dropped = bound.reducer, tuple(tasks), dict[str, str]()
         assert reducer is not None
-        server = reducer.server([task.client for task in tasks])
+        server, counted = (
+            reducer.server([task.client for task in _workers(tasks)], self.session.seat(tasks[0])),
+            survivors,
+        )
         next(server)
         for leg in range(reducer.legs):
             enough = who.enough(len(survivors)) if leg == 0 else len(survivors)
@@ -306,20 +319,28 @@ class _Loop:
             if not who.max_staleness:
                 dropped.update({task.client: "no answer in time" for task in collecting.outstanding})
             survivors = collecting.survivors
+            if leg == reducer.counted:
+                counted = _workers(survivors)
             if leg == max(0, reducer.legs - 2):
-                self._charge(bound, attempt, survivors)
+                self._charge(bound, attempt, counted)
             try:
                 answers = server.send(Closed(leg, tuple(task.client for task in survivors)))
             except StopIteration as end:
-                return end.value, survivors, dropped
+                for task in counted:
+                    dropped.pop(task.client, None)
+                return end.value, counted, _workers(survivors), dropped
+            except SecretRoundVoid as reason:
+                raise _Void(collecting, str(reason)) from None
             for task in survivors:
-                if answers and task.client in answers:
+                if isinstance(answers, Mapping) and task.client in answers:
                     self.session.send(task, leg + 1, answers[task.client])
         raise AssertionError(f"{type(reducer).__name__} gave no total after its {reducer.legs} legs")
 
     def _charge(self, bound: Bound, attempt: int, survivors: Sequence[Task]) -> None:
         """Before a total is opened: for whom it will be, and what it releases."""
-        if events := bound.events():
+        assert bound.reducer is not None
+        # A total that was hidden is released, too, when it is opened: without noise it has no ε, and is on record.
+        if events := bound.events() or ((EXACT,) if bound.reducer.legs > 1 else ()):
             self.store.charge(self.checkpoint.round, attempt, [task.client for task in survivors], events)
             self.ledger = self.ledger.add(self.checkpoint.round, attempt, events)
 
@@ -338,13 +359,15 @@ class _Loop:
 
     def _feed(self, collecting: Round, bound: Bound, state: Tensors, server: Server) -> None:
         """Gives the reducer what can be added now."""
+        assert bound.reducer is not None
         for reply in collecting.ready():
+            message = reply.message
             try:
-                if collecting.leg == 0:
-                    bound.admit(reply.message, reply.task.client)
-                if broken := reply.message.first_not_finite():
-                    raise UpdateRejected(f"NaN or infinity in '{broken}'")
-                message = bound.decode_one(reply.message, state)
+                if collecting.leg == bound.reducer.counted and reply.task.role == "worker":
+                    bound.admit(message, reply.task.client)
+                    if broken := message.first_not_finite():
+                        raise UpdateRejected(f"NaN or infinity in '{broken}'")
+                    message = bound.decode_one(message, state)
             except HansaError as error:
                 collecting.reject(Failure(reply.task, f"its update was rejected: {error}", error=error))
                 continue
@@ -352,7 +375,8 @@ class _Loop:
                 self.each[reply.task.client] = _metrics(message)
             staleness = self.checkpoint.round - reply.task.version
             discount = self.job.algorithm.discount(staleness) if reply.task.kind == "train" else 1.0
-            server.send(Arrived(reply.task.client, collecting.leg, message, discount))
+            if isinstance(reason := server.send(Arrived(reply.task.client, collecting.leg, message, discount)), str):
+                collecting.reject(Failure(reply.task, f"its message was rejected: {reason}"))
 
     # -- evaluation
 
@@ -399,6 +423,10 @@ class _Loop:
         finally:
             self.session.retire(tasks)
             self.checkpoint = before
+
+
+def _workers(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    return tuple(task for task in tasks if task.role == "worker")
 
 
 def _aggregate(total: Tensors, count: int, population: int) -> Aggregate:

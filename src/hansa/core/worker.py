@@ -14,14 +14,20 @@ from hansa.core.algorithm import Update
 from hansa.core.errors import DataError, UpdateRejected
 from hansa.core.job import Job
 from hansa.core.model import Metrics, Role
-from hansa.core.pipeline import Bound
+from hansa.core.pipeline import Reducer, Seat, Worker
 from hansa.core.runtime import Task
 from hansa.core.sampling import Stream
 from hansa.core.tensors import EMPTY, Tensors, mismatch, stack
 
 
 def perform(
-    job: Job, task: Task, down: Tensors, data: Any, memory: Tensors = EMPTY, frozen: Tensors = EMPTY
+    job: Job,
+    task: Task,
+    down: Tensors,
+    data: Any,
+    memory: Tensors = EMPTY,
+    frozen: Tensors = EMPTY,
+    seat: Seat | None = None,
 ) -> Generator[Tensors, Tensors | None, Tensors]:
     """Does one task, as a conversation.
 
@@ -29,9 +35,10 @@ def perform(
       job: the same on every side; its fingerprint is the runtime's to compare.
       task: what is asked.
       down: the server's message: parts of the algorithm, and `pipeline`, the stages' public state.
-      data: the worker's own; anything with a length.
+      data: the worker's own; anything with a length. A helper has none.
       memory: what this client kept at its last counted task; empty at first.
       frozen: the model's frozen tensors.
+      seat: this client's; one that proves nothing if None.
 
     Yields:
       The message of each leg of the reducer; it is sent the server's answer, or None after the last leg.
@@ -44,6 +51,10 @@ def perform(
       TensorMismatch: the update has other names or shapes than the model.
       UpdateRejected: the update or a metric is not finite.
     """
+    seat = seat or Seat(task.client, task.context)
+    if task.role == "helper":
+        yield from _converse(_reducer(job, task).helper(seat))
+        return memory
     if len(data) == 0:
         raise DataError(f"'{task.client}' has no examples: give it data, or leave it out of the federation.")
     state, down = down.part("pipeline"), _decoded(job, task, down.without("pipeline"))
@@ -67,13 +78,18 @@ def perform(
         bound = job.bind(task.population, task.kind)
         names = job.model.metrics if task.kind == "evaluate" else job.answers
         message = Tensors.join(metric=_metrics(job, metrics, names))
-    yield from _converse(bound, message, task)
+    yield from _converse(_reducer(job, task).worker(message, seat))
     return memory
 
 
-def _converse(bound: Bound, message: Tensors, task: Task) -> Generator[Tensors, Tensors | None, None]:
-    assert bound.reducer is not None
-    role = bound.reducer.worker(message, task.client)
+def _reducer(job: Job, task: Task) -> Reducer:
+    """The reducer, bound to what this kind of task sends."""
+    reducer = job.bind(task.population, task.kind).reducer
+    assert reducer is not None
+    return reducer
+
+
+def _converse(role: Worker) -> Generator[Tensors, Tensors | None, None]:
     outgoing = next(role)
     while (incoming := (yield outgoing)) is not None:
         outgoing = role.send(incoming)

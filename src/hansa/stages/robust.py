@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hansa.core.pipeline import Arrived, Reducer, Sensitivity, Server, Setting, Signal, fault
+from hansa.core.pipeline import Arrived, Reducer, Seat, Sensitivity, Server, Setting, Signal, fault
 from hansa.core.tensors import Tensors
 
 
@@ -49,7 +49,7 @@ class Median(Reducer):
         """Unbounded: one client may move a coordinate's median from end to end, which counts for the whole cohort."""
         return dict.fromkeys(signal.parts, math.inf)
 
-    def server(self, cohort: Sequence[str]) -> Server:
+    def server(self, cohort: Sequence[str], seat: Seat | None = None) -> Server:
         """Keeps what arrives; takes the medians when the leg is closed."""
         messages: list[Tensors] = []
         while isinstance(event := (yield None), Arrived):

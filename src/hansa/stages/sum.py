@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hansa.core.pipeline import Arrived, Part, Reducer, Sensitivity, Server, Setting, Signal
+from hansa.core.pipeline import Arrived, Part, Reducer, Seat, Sensitivity, Server, Setting, Signal
 from hansa.core.tensors import Tensors
 
 
@@ -30,7 +30,7 @@ class Sum(Reducer):
         n = likely_most(setting)
         return {name: part.l2 * (1 + unit(part) * n * n) for name, part in signal.parts.items()}
 
-    def server(self, cohort: Sequence[str]) -> Server:
+    def server(self, cohort: Sequence[str], seat: Seat | None = None) -> Server:
         """Adds what arrives; stale contributions are scaled by their discount."""
         total: dict[str, np.ndarray] = {}
         while isinstance(event := (yield None), Arrived):
