@@ -1,0 +1,170 @@
+"""What every protocol gives: secrets of the ring Z₂⁶⁴ as shares, and the few operations from which all others follow.
+
+    SecretTensor, functions   fixed point, autograd, softmax, …     the same for all protocols
+    Protocol                  input open bilinear truncate negative to_arithmetic …
+    Mesh                      send, recv
+
+A secret is an int64 tensor whose arithmetic wraps (two's complement, so unsigned and signed are the same bits). Each
+party holds a `Share`: as many tensors of the secret's shape as its protocol replicates. What is linear in the secret
+(sums, reshapes, indexing, multiples by public integers) is done on the parts by themselves, without a message, and is
+written once, in `Share`; the rest is a protocol's.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hansa.core.runtime import Mesh
+
+Ring = torch.Tensor
+"""int64: a public value of the ring, or one part of a shared one."""
+Bilinear = Callable[[Ring, Ring], Ring]
+"""A function linear in each argument: torch.mul, a matrix product, a convolution. Runs on parts."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one party holds of a secret.
+
+    Args:
+      parts: tensors of the secret's shape: int64 for numbers; for bits (`boolean`) of any integer dtype, added by xor.
+        A party that computes without holding anything (a dealer) has parts of zeros.
+      boolean: whether the parts add up by xor instead of modulo 2⁶⁴.
+    """
+
+    parts: tuple[torch.Tensor, ...]
+    boolean: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the secret."""
+        return self.parts[0].shape
+
+    def map(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> "Share":
+        """A linear function of the secret that needs no message: a sum, a view, an index, a negation."""
+        return Share(tuple(linear(part) for part in self.parts), self.boolean)
+
+    def zip(self, other: "Share", linear: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> "Share":
+        """A linear function of two secrets, part by part."""
+        return Share(tuple(linear(a, b) for a, b in zip(self.parts, other.parts, strict=True)), self.boolean)
+
+    def __add__(self, other: "Share") -> "Share":
+        return self.zip(other, torch.add)
+
+    def __sub__(self, other: "Share") -> "Share":
+        return self.zip(other, torch.sub)
+
+    def __neg__(self) -> "Share":
+        return self.map(torch.neg)
+
+    def __xor__(self, other: "Share") -> "Share":
+        return self.zip(other, torch.bitwise_xor)
+
+    def times(self, integer: int | Ring) -> "Share":
+        """The secret times a public integer of the ring, which grows its scale and is not truncated."""
+        return self.map(lambda part: part * integer)
+
+    def __repr__(self) -> str:
+        kind = "bits" if self.boolean else "numbers"
+        return f"Share({kind}, shape={tuple(self.shape)})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one operation sends, at most, by each computing party: messages one after another, and bytes."""
+
+    rounds: int
+    bytes_each: int
+
+
+class Protocol(ABC):
+    """One party's side of a protocol; every computing party calls the same methods in the same order.
+
+    Args:
+      mesh: the links to the other parties.
+
+    Attributes:
+      parties: how many compute.
+      corruption: against whom it protects, in words, for reports and pages.
+    """
+
+    name: ClassVar[str]
+    parties: ClassVar[int]
+    corruption: ClassVar[str]
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    # -- in and out
+
+    @abstractmethod
+    def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
+        """Shares what its owner alone gives; the others pass None and the shape, which is public."""
+
+    @abstractmethod
+    def constant(self, value: Ring) -> Share:
+        """A public value as a share, without a message."""
+
+    @abstractmethod
+    def open(self, share: Share, to: Sequence[str] | None = None) -> Ring | None:
+        """The secret, to these parties (None: all that compute); None at the others."""
+
+    # -- numbers
+
+    @abstractmethod
+    def bilinear(self, x: Share, y: Share, op: Bilinear, shift: int = 0) -> Share:
+        """`op(x, y)`, divided by 2^shift.
+
+        Args:
+          x, y: numbers.
+          op: bilinear, the same at every party.
+          shift: bits of the product's scale to drop: rounded down or up by at most one unit.
+        """
+
+    @abstractmethod
+    def truncate(self, x: Share, shift: int) -> Share:
+        """x / 2^shift, off by at most one unit. Right for every |x| < 2^61 unless the fast kind was chosen."""
+
+    # -- bits
+
+    @abstractmethod
+    def both(self, x: Share, y: Share) -> Share:
+        """Bitwise and of two boolean shares."""
+
+    @abstractmethod
+    def negative(self, x: Share) -> Share:
+        """Boolean share (int8, in bit 0) of x < 0, exact for every x of the ring as a signed number."""
+
+    @abstractmethod
+    def bits(self, x: Share) -> Share:
+        """Boolean share (int64) of all 64 bits of x."""
+
+    @abstractmethod
+    def to_arithmetic(self, bit: Share) -> Share:
+        """Bit 0 of a boolean share as the number 0 or 1."""
+
+    def select(self, bit: Share, x: Share) -> Share:
+        """x where the bit is 1, else 0."""
+        return self.bilinear(self.to_arithmetic(bit), x, torch.mul)
+
+    def flip(self, bit: Share) -> Share:
+        """1 − bit, in bit 0."""
+        return bit ^ self.constant_bits(torch.ones(bit.shape, dtype=bit.parts[0].dtype))
+
+    @abstractmethod
+    def constant_bits(self, value: torch.Tensor) -> Share:
+        """A public boolean value as a share."""
+
+    # -- what it costs
+
+    @abstractmethod
+    def cost(self, operation: str, elements: int) -> Cost:
+        """The declared cost of `bilinear`, `bilinear_shift`, `truncate`, `negative`, … on so many results."""
+
+    def costs(self) -> Mapping[str, Cost]:
+        """The declared cost of one element of each operation, for reports."""
+        names = ("input", "open", "bilinear", "bilinear_shift", "truncate", "both", "negative", "bits", "to_arithmetic")
+        return {name: self.cost(name, 1) for name in names}
