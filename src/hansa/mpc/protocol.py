@@ -13,15 +13,15 @@ written once, in `Share`; the rest is a protocol's.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 
 from hansa.core.runtime import Mesh
 
-Ring = torch.Tensor
+Ring: TypeAlias = torch.Tensor
 """int64: a public value of the ring, or one part of a shared one."""
-Bilinear = Callable[[Ring, Ring], Ring]
+Bilinear: TypeAlias = Callable[[Ring, Ring], Ring]
 """A function linear in each argument: torch.mul, a matrix product, a convolution. Runs on parts."""
 
 
@@ -126,7 +126,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def truncate(self, x: Share, shift: int) -> Share:
-        """x / 2^shift, off by at most one unit. Right for every |x| < 2^61 unless the fast kind was chosen."""
+        """The number x / 2^shift, off by at most one unit, for every |x| < 2^61 unless the fast kind was chosen."""
 
     # -- bits
 
@@ -147,7 +147,7 @@ class Protocol(ABC):
         """Bit 0 of a boolean share as the number 0 or 1."""
 
     def select(self, bit: Share, x: Share) -> Share:
-        """x where the bit is 1, else 0."""
+        """The number x where the bit is 1, else 0."""
         return self.bilinear(self.to_arithmetic(bit), x, torch.mul)
 
     def flip(self, bit: Share) -> Share:
