@@ -150,7 +150,8 @@ class Job:
         """
         cache: dict[tuple[int, str], Bound] = self.__dict__["_bound"]
         if (population, kind) not in cache:
-            setting = Setting(sampling=self.who, algorithm=self.algorithm, population=population)
+            sees = self.pipeline.reducer.sees if self.pipeline.reducer is not None else "each"
+            setting = Setting(sampling=self.who, algorithm=self.algorithm, population=population, sees=sees)
             if kind == "train":
                 cache[population, kind] = self.pipeline.bind(self.signal, setting)
             elif kind == "down":

@@ -89,6 +89,7 @@ class Setting:
     sampling: Sampling
     algorithm: Algorithm
     population: int
+    sees: str = "each"  # the reducer's word
 
     @property
     def cohort(self) -> float:
@@ -105,11 +106,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a stage may know when it decodes: contributions counted and expected, and the server's protective stream."""
+    """What a stage may know when it decodes: contributions counted and expected, and the server's protective streams.
+
+    Those of `secret` are new in every attempt at every round; those of `run` are the same throughout a run, for noise
+    that is correlated over rounds.
+    """
 
     count: int
     expected: float
     secret: Callable[[str], Stream]
+    run: Callable[[str], Stream] = Stream
 
 
 Sensitivity = Mapping[str, float]  # part -> L2 norm by which one client can change the total

@@ -50,6 +50,10 @@ class Sampling(ABC):
     def expected(self, population: int) -> float:
         """The number of contributions to expect, before over-selection."""
 
+    def at(self, round: int) -> "Sampling":
+        """What draws this round; itself, unless clients take turns."""
+        return self
+
     @abstractmethod
     def draw(self, population: Sequence[str], stream: "Stream", busy: Set[str] = frozenset()) -> list[str]:
         """The clients to ask, in the order of the population; `busy` ones still work on an older task."""

@@ -224,7 +224,10 @@ class _Loop:
             self._retire(tuple(self.flying.values()))
             raise
         expected, secret = who.expected(len(population)), self.store.secret()
-        decoding = Decoding(len(survivors), expected, lambda label: Stream(secret, label, now.round, attempt))
+        decoding = Decoding(
+            len(survivors), expected, lambda label: Stream(secret, label, now.round, attempt),
+            lambda label: Stream(secret, "run", label),
+        )  # fmt: skip
         total, pipeline = bound.decode_total(total, now.pipeline, decoding)
         aggregate, metrics = _aggregate(total, len(survivors), len(population)), _metrics(total)
         del total
@@ -262,7 +265,7 @@ class _Loop:
         if kind == "train" and self.job.bind(len(population)).events():
             # A sample that claims amplification must be unpredictable to workers, who know the job's seed.
             stream = Stream(self.store.secret(), "sample", now.round, attempt)
-        drawn = list(who.draw(population, stream, busy))
+        drawn = list(who.at(now.round).draw(population, stream, busy))
         assert self.job.pipeline.reducer is not None
         helpers = list(self.job.pipeline.reducer.helpers) if drawn else []
         return [
