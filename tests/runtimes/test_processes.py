@@ -26,6 +26,7 @@ from hansa.stages.mean import UniformMean
 from hansa.stages.noise import Gaussian
 from hansa.stages.sum import Sum
 from tests.runtimes.jobs import JOBS, Regression, plain, remembering, some_clients
+from tests.runtimes.test_virtual_legs import job as talk
 
 
 @pytest.mark.parametrize("make", JOBS.values(), ids=JOBS)
@@ -76,6 +77,26 @@ def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Any) 
     assert os.path.exists(tmp_path / "died")
     undisturbed = train(job, some_clients())
     assert spread.checkpoint.state == undisturbed.checkpoint.state
+
+
+@dataclass(frozen=True)
+class Dies(Regression):
+    """Kills its process whenever client-2 trains."""
+
+    def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
+        return super().fit(params, data, work, rng) if len(data) != 18 else os._exit(3)
+
+
+def test_a_task_that_kills_every_process_ends_the_run_with_the_name_of_its_client() -> None:
+    job = replace(plain(), model=Dies(), cohort=6, sampling=None)
+    with pytest.raises(TrainingFailed, match=r"client-2: 3 workers died while they did its task.*exit code 3"):
+        train(job, some_clients(), runtime=Processes(2))
+
+
+def test_more_conversations_than_processes_go_on_where_they_began() -> None:
+    local, spread = train(talk(6), some_clients()), train(talk(6), some_clients(), runtime=Processes(2))
+    assert spread.checkpoint.state == local.checkpoint.state
+    assert [r.up_bytes for r in spread.rounds] == [r.up_bytes for r in local.rounds]
 
 
 @dataclass(frozen=True)
