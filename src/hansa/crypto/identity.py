@@ -9,10 +9,11 @@ Nothing here prints a private key: not `repr`, not an error.
 """
 
 import base64
+import functools
 import json
 import os
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -209,7 +210,7 @@ def verify(
     content: bytes,
     authority: bytes,
     *,
-    role: str | None = None,
+    role: str | Collection[str] | None = None,
     revoked: Container[int] = (),
     purpose: str = "message",
     now: datetime | None = None,
@@ -219,7 +220,7 @@ def verify(
     Args:
       signature: as it came, from anyone.
       authority: the federation's certificate, PEM.
-      role: the role the signer must have; None takes any.
+      role: the role the signer must have, or several to choose from; None takes any.
       revoked: serial numbers to refuse; see `Revoked.read`.
       purpose: what `Identity.sign` was told.
       now: default this machine's clock.
@@ -231,20 +232,7 @@ def verify(
       IdentityError: the signer is unknown to the authority, expired, revoked or of another role, or the signature does
         not belong to this content; the message says which.
     """
-    issuer = read_authority(authority)
-    try:
-        certificate = x509.load_der_x509_certificate(signature.certificate)
-    except MALFORMED:
-        raise IdentityError("signer's certificate cannot be read: have the content signed again") from None
-    if not issued_by(certificate, issuer):
-        raise IdentityError(
-            f"signer is unknown to the authority of {federation_of(issuer)!r}: "
-            "sign with an identity that this federation enrolled"
-        )
-    key = certificate.public_key()
-    if not is_for_signatures(certificate) or not isinstance(key, ed25519.Ed25519PublicKey):
-        raise IdentityError("signer's certificate is for connections, not for signatures: sign with `Identity.sign`")
-    signer = describe(certificate)
+    signer, key, issuer = _certified(signature.certificate, authority)
     fault = check_peer(signer, role, revoked, now=now) or check_authority(issuer, now)
     if fault is not None:
         raise IdentityError(fault)
@@ -256,6 +244,25 @@ def verify(
             "signature was copied from something else; have it signed again"
         ) from None
     return signer.name
+
+
+@functools.lru_cache(maxsize=4096)  # in secure sums each member hears from many others, twice a round
+def _certified(certificate: bytes, authority: bytes) -> tuple[Peer, ed25519.Ed25519PublicKey, x509.Certificate]:
+    """Whom a certificate for signatures names, their key, and the issuer; dates and revocation are not looked at."""
+    issuer = read_authority(authority)
+    try:
+        parsed = x509.load_der_x509_certificate(certificate)
+    except MALFORMED:
+        raise IdentityError("signer's certificate cannot be read: have the content signed again") from None
+    if not issued_by(parsed, issuer):
+        raise IdentityError(
+            f"signer is unknown to the authority of {federation_of(issuer)!r}: "
+            "sign with an identity that this federation enrolled"
+        )
+    key = parsed.public_key()
+    if not is_for_signatures(parsed) or not isinstance(key, ed25519.Ed25519PublicKey):
+        raise IdentityError("signer's certificate is for connections, not for signatures: sign with `Identity.sign`")
+    return describe(parsed), key, issuer
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
