@@ -1,0 +1,95 @@
+"""Bits: and, sign, and the adder behind both.
+
+The sign of x = x₀ + x₁ + x₂ is that of a + b, where a = x₀ + x₁ is known to party 0 and b = x₂ to parties 1 and 2. So
+party 0 shares a alone. Carries are found by a tree over (generate, propagate) pairs of bits,
+
+    (g, p) ∘ (g′, p′) = (g ⊕ p·g′, p·p′)
+
+that halves the words at each level, 64 → 32 → 16 → 8 → 4 → 2 → 1, for which the bits lie in reversed order of their
+index: then each level is the high half of a word against its low half.
+"""
+
+import functools
+
+import torch
+
+from hansa.mpc.aby3.arithmetic import Arithmetic
+from hansa.mpc.protocol import Share
+
+_LOW = (1 << 63) - 1
+_TOP = -(1 << 63)
+
+
+class Boolean(Arithmetic):
+    """Bits."""
+
+    def both(self, x: Share, y: Share) -> Share:
+        """One message around, as long as the words."""
+        z = x.parts[0] & (y.parts[0] ^ y.parts[1])
+        z ^= x.parts[1] & y.parts[0]
+        z ^= self._zero_bits(z.shape, z.dtype)
+        return Share((z, self._around("and", z)), boolean=True)
+
+    def negative(self, x: Share) -> Share:
+        """Eight messages one after another, 35 bytes an element in all from party 0."""
+        shape = x.shape
+        a, b = self._summands(x.map(lambda part: part.reshape(-1)), reverse=True)
+        carries, ways = self.both(a, b), a ^ b
+        top = ways.map(lambda part: ((part >> 63) & 1).to(torch.int8))
+        # Bit 63 itself carries nowhere: it is made the identity of the tree.
+        g = carries.map(lambda part: part & _LOW)
+        p = ways.map(lambda part: part & _LOW)
+        p = p ^ self.constant_bits(torch.full(p.shape, _TOP))
+        for dtype in (torch.int32, torch.int16, torch.int8):
+            g, p = self._level(_halves(g, dtype), _halves(p, dtype))
+        for width in (4, 2):
+            high = functools.partial(torch.bitwise_right_shift, other=width)
+            g, p = self._level((g, g.map(high)), (p, p.map(high)))
+        g = g.map(lambda part: part >> 1) ^ self.both(p.map(lambda part: part >> 1), g)
+        return (g ^ top).map(lambda part: (part & 1).reshape(shape))
+
+    def bits(self, x: Share) -> Share:
+        """Eight messages one after another: party 0's share, an and, and six levels of Kogge and Stone's adder."""
+        a, b = self._summands(x, reverse=False)
+        p = ways = a ^ b
+        g = self.both(a, b)
+        for distance in (1, 2, 4, 8, 16, 32):
+            moved = Share(tuple(torch.stack((u, v)) << distance for u, v in zip(g.parts, p.parts, strict=True)), True)
+            both = self.both(Share(tuple(torch.stack((u, u)) for u in p.parts), True), moved)
+            g, p = g ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
+        return ways ^ g.map(lambda part: part << 1)
+
+    def _level(self, g: tuple[Share, Share], p: tuple[Share, Share]) -> tuple[Share, Share]:
+        """Two ands in one message: the pairs (low, high) combined."""
+        ways = Share(tuple(torch.stack((high, high)) for high in p[1].parts), boolean=True)
+        low = Share(tuple(torch.stack((u, v)) for u, v in zip(g[0].parts, p[0].parts, strict=True)), boolean=True)
+        both = self.both(ways, low)
+        return g[1] ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
+
+    def _summands(self, x: Share, reverse: bool) -> tuple[Share, Share]:
+        """x₀ + x₁ and x₂ as boolean shares, their bits in reversed order of index if asked."""
+        order = _reversed if reverse else torch.clone
+        none = torch.zeros_like(x.parts[0])
+        if self.me == 0:
+            mask = self._with_next.draw(x.shape)
+            hidden = order(x.parts[0] + x.parts[1]) ^ mask
+            self._send(self.previous, "summand", hidden)
+            return Share((hidden, mask), True), Share((none, none), True)
+        if self.me == 1:
+            return Share((self._with_previous.draw(x.shape), none), True), Share((none, order(x.parts[1])), True)
+        hidden = self._recv(self.next, "summand", x.shape)
+        return Share((none, hidden), True), Share((order(x.parts[0]), none), True)
+
+
+def _halves(x: Share, dtype: torch.dtype) -> tuple[Share, Share]:
+    """The low and high halves of every word."""
+    pairs = x.map(lambda part: part.contiguous().view(dtype).view(-1, 2))
+    return pairs.map(lambda part: part[:, 0].contiguous()), pairs.map(lambda part: part[:, 1].contiguous())
+
+
+def _reversed(x: torch.Tensor) -> torch.Tensor:
+    """Bit b₅b₄b₃b₂b₁b₀ moves to b₀b₁b₂b₃b₄b₅: three swaps of pairs of index bits."""
+    for distance, mask in ((31, 0x00000000AAAAAAAA), (14, 0x0000CCCC0000CCCC), (4, 0x00F000F000F000F0)):
+        swap = ((x >> distance) ^ x) & mask
+        x = x ^ swap ^ (swap << distance)
+    return x

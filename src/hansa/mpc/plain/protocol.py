@@ -1,0 +1,69 @@
+"""One party that holds the secret itself: what every other protocol is held against."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from hansa.core.errors import ConfigError
+from hansa.core.runtime import Mesh
+from hansa.mpc.protocol import Bilinear, Cost, Protocol, Ring, Share
+
+
+class Plain(Protocol):
+    """No protection at all: for tests, and for writing a program before it runs on shares."""
+
+    name: ClassVar[str] = "plain"
+    parties: ClassVar[int] = 1
+    corruption: ClassVar[str] = "nobody: the one party sees all values"
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__(mesh)
+        if mesh.peers:
+            raise ConfigError(f"'plain' is one party's, and there are {1 + len(mesh.peers)}: choose another protocol.")
+
+    def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
+        """The value itself."""
+        if value is None:
+            raise ConfigError(f"'{owner}' is not here to give its input: 'plain' has one party, '{self.mesh.me}'.")
+        return Share((value,))
+
+    def constant(self, value: Ring) -> Share:
+        """The value itself."""
+        return Share((value,))
+
+    def constant_bits(self, value: torch.Tensor) -> Share:
+        """The bits themselves."""
+        return Share((value,), boolean=True)
+
+    def open(self, share: Share, to: Sequence[str] | None = None) -> Ring | None:
+        """The secret."""
+        return share.parts[0] if to is None or self.mesh.me in to else None
+
+    def bilinear(self, x: Share, y: Share, op: Bilinear, shift: int = 0) -> Share:
+        """The product, shifted."""
+        return self.truncate(Share((op(x.parts[0], y.parts[0]),)), shift)
+
+    def truncate(self, x: Share, shift: int) -> Share:
+        """Rounded down."""
+        return x.map(lambda part: part >> shift) if shift else x
+
+    def both(self, x: Share, y: Share) -> Share:
+        """And."""
+        return x.zip(y, torch.bitwise_and)
+
+    def negative(self, x: Share) -> Share:
+        """The sign bit."""
+        return Share(((x.parts[0] < 0).to(torch.int8),), boolean=True)
+
+    def bits(self, x: Share) -> Share:
+        """The number's own bits."""
+        return Share(x.parts, boolean=True)
+
+    def to_arithmetic(self, bit: Share) -> Share:
+        """Bit 0."""
+        return Share(((bit.parts[0] & 1).to(torch.int64),))
+
+    def cost(self, operation: str, elements: int) -> Cost:
+        """Nothing."""
+        return Cost(0, 0)

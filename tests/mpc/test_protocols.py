@@ -1,0 +1,154 @@
+"""Every operation of every protocol against the plain one, with its declared error and its declared cost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hansa.core.errors import ConfigError
+from hansa.mpc.aby3 import Aby3
+from hansa.mpc.plain import Plain
+from hansa.mpc.protocol import Protocol, Share
+from hansa.mpc.ring import matmul
+from hansa.runtimes.mesh.local import LocalMesh, together
+
+NAMES = ("a", "b", "c")
+PROTOCOLS: dict[str, tuple[int, Callable[[Any], Protocol]]] = {
+    "plain": (1, Plain),
+    "aby3": (3, Aby3),
+    "aby3-fast": (3, lambda mesh: Aby3(mesh, truncation="fast")),
+}
+N = 1000
+
+
+def ring(seed: int, *shape: int, bits: int = 64) -> torch.Tensor:
+    half = 2 ** (bits - 1)
+    return torch.from_numpy(np.random.default_rng(seed).integers(-half, half - 1, shape, endpoint=True))
+
+
+def play(kind: str, program: Callable[[Protocol, Callable[[torch.Tensor], Share]], Share]) -> torch.Tensor:
+    """What all parties see when the program's result is opened; its inputs come from party `a`."""
+    count, protocol = PROTOCOLS[kind]
+
+    def party(mesh: LocalMesh) -> torch.Tensor:
+        mine = protocol(mesh)
+
+        def given(value: torch.Tensor) -> Share:
+            return mine.input(value if mesh.me == "a" else None, value.shape, "a")
+
+        opened = mine.open(program(mine, given))
+        assert opened is not None
+        return opened
+
+    results = together(LocalMesh.of(NAMES[:count]), party)
+    assert all(torch.equal(result, results[0]) for result in results), "the parties see different values"
+    return results[0]
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+@pytest.mark.parametrize("owner", NAMES)
+def test_inputs_of_every_owner_open_to_what_they_were(kind: str, owner: str) -> None:
+    count, protocol = PROTOCOLS[kind]
+    if owner not in NAMES[:count]:
+        return
+    x = ring(1, 7, 3)
+
+    def party(mesh: LocalMesh) -> Any:
+        mine = protocol(mesh)
+        share = mine.input(x if mesh.me == owner else None, x.shape, owner)
+        return mine.open(share), mine.open(share, to=[owner])
+
+    for name, (everybody, one) in zip(NAMES, together(LocalMesh.of(NAMES[:count]), party), strict=False):
+        assert torch.equal(everybody, x)
+        assert (one is not None) == (name == owner)
+
+
+OPERATIONS: dict[str, tuple[Callable[..., Share], Callable[..., torch.Tensor]]] = {
+    "sum": (lambda p, x, y: x + y - p.constant(torch.full((N,), 5)), lambda x, y: x + y - 5),
+    "multiple": (lambda p, x, y: (-x).times(7), lambda x, y: -7 * x),
+    "product": (lambda p, x, y: p.bilinear(x, y, torch.mul), lambda x, y: x * y),
+    "matrix": (
+        lambda p, x, y: p.bilinear(x.map(lambda t: t.view(50, 20)), y.map(lambda t: t.view(20, 50)), matmul),
+        lambda x, y: x.view(50, 20) @ y.view(20, 50),
+    ),
+    "negative": (lambda p, x, y: p.negative(x), lambda x, y: (x < 0).to(torch.int8)),
+    "bits": (lambda p, x, y: p.bits(x), lambda x, y: x),
+    "both": (lambda p, x, y: p.both(p.bits(x), p.bits(y)), lambda x, y: x & y),
+    "not negative": (lambda p, x, y: p.flip(p.negative(x)), lambda x, y: (x >= 0).to(torch.int8)),
+    "to arithmetic": (lambda p, x, y: p.to_arithmetic(p.negative(x)), lambda x, y: (x < 0).long()),
+    "select": (lambda p, x, y: p.select(p.negative(x), y), lambda x, y: torch.where(x < 0, y, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_are_exact(kind: str, operation: str) -> None:
+    secret, clear = OPERATIONS[operation]
+    x, y = ring(1, N), ring(2, N)
+    x[:8] = torch.tensor([0, 1, -1, -(2**63), 2**63 - 1, 2**62, -(2**62), 2**31])
+    assert torch.equal(play(kind, lambda p, given: secret(p, given(x), given(y))), clear(x, y))
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+@pytest.mark.parametrize("shift", [1, 16, 26, 40])
+def test_truncation_is_off_by_at_most_one_unit(kind: str, shift: int) -> None:
+    bits = 40 if kind.endswith("fast") else 62
+    x = ring(3, 200_000, bits=bits)
+    x[:4] = torch.tensor([0, -1, 2 ** (bits - 1) - 1, -(2 ** (bits - 1))])
+    error = play(kind, lambda p, given: p.truncate(given(x), shift)) - (x >> shift)
+    wrong = int((error.abs() > 1).sum())
+    assert wrong == 0 if kind != "aby3-fast" else wrong < 5  # 2·10⁵ · 2⁻²⁴ wraps are to be expected
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+def test_products_are_scaled_back(kind: str) -> None:
+    bits = 20 if kind.endswith("fast") else 30
+    x, y = ring(5, N, bits=bits), ring(6, N, bits=bits)
+    error = play(kind, lambda p, given: p.bilinear(given(x), given(y), torch.mul, 16)) - ((x * y) >> 16)
+    assert int(error.abs().max()) <= 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PROTOCOLS if kind != "plain"])
+@pytest.mark.parametrize(
+    "operation",
+    ["input", "open", "bilinear", "bilinear_shift", "truncate", "both", "negative", "bits", "to_arithmetic"],
+)
+def test_measured_costs_are_the_declared_ones(kind: str, operation: str) -> None:
+    count, protocol = PROTOCOLS[kind]
+    x = ring(1, N, bits=30)
+
+    def party(mesh: LocalMesh) -> tuple[int, int, Any]:
+        mine = protocol(mesh)
+        number = mine.input(x if mesh.me == "a" else None, x.shape, "a")
+        bits = mine.constant_bits(x)
+        run: dict[str, Callable[[], Any]] = {
+            "input": lambda: mine.input(x if mesh.me == "a" else None, x.shape, "a"),
+            "open": lambda: mine.open(number),
+            "bilinear": lambda: mine.bilinear(number, number, torch.mul),
+            "bilinear_shift": lambda: mine.bilinear(number, number, torch.mul, 16),
+            "truncate": lambda: mine.truncate(number, 16),
+            "both": lambda: mine.both(bits, bits),
+            "negative": lambda: mine.negative(number),
+            "bits": lambda: mine.bits(number),
+            "to_arithmetic": lambda: mine.to_arithmetic(bits),
+        }
+        before = sum(mesh.counters.sent_bytes.values())
+        received = mesh.counters.rounds
+        run[operation]()
+        return sum(mesh.counters.sent_bytes.values()) - before, mesh.counters.rounds - received, mine.cost(operation, N)
+
+    results = together(LocalMesh.of(NAMES[:count]), party)
+    declared = results[0][2]
+    assert max(sent for sent, _, _ in results) == declared.bytes_each
+    assert max(rounds for _, rounds, _ in results) <= declared.rounds
+
+
+def test_wrong_parties_and_options_are_named() -> None:
+    with pytest.raises(ConfigError, match="aby3 is computed by three parties"):
+        Aby3(LocalMesh.of(("a", "b"))[0])
+    with pytest.raises(ConfigError, match="'plain' is one party's"):
+        Plain(LocalMesh.of(("a", "b"))[0])
+    with pytest.raises(ConfigError, match="truncation='slow'"):
+        Aby3(LocalMesh.of(NAMES)[0], truncation="slow")
