@@ -31,7 +31,15 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "stages.topk": ("TopK",),
     "stages.noise": ("Gaussian",),
     "stages.sum": ("Sum",),
-    "stages.robust": ("Median",),
+    "stages.median": ("Median",),
+    "stages.trimmed_mean": ("TrimmedMean",),
+    "stages.krum": ("Krum", "MultiKrum"),
+    "stages.bulyan": ("Bulyan",),
+    "stages.geometric_median": ("GeometricMedian",),
+    "stages.centre": ("Centre",),
+    "stages.centred_clipping": ("CentredClipping",),
+    "stages.norm_bound": ("NormBound",),
+    "stages.fltrust": ("FLTrust", "Rooted"),
     "algorithms.fedavg": ("FedAvg",),
     "algorithms.fedsgd": ("FedSGD",),
     "algorithms.fedprox": ("FedProx",),
@@ -122,10 +130,18 @@ if TYPE_CHECKING:
     from hansa.runtimes.virtual.fleet import Fleet as Fleet
     from hansa.runtimes.virtual.runtime import Virtual as Virtual
     from hansa.stages.adaptive_clip import AdaptiveClip as AdaptiveClip
+    from hansa.stages.bulyan import Bulyan as Bulyan
+    from hansa.stages.centre import Centre as Centre
+    from hansa.stages.centred_clipping import CentredClipping as CentredClipping
     from hansa.stages.clip import Clip as Clip
+    from hansa.stages.fltrust import FLTrust as FLTrust, Rooted as Rooted
+    from hansa.stages.geometric_median import GeometricMedian as GeometricMedian
+    from hansa.stages.krum import Krum as Krum, MultiKrum as MultiKrum
     from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean
+    from hansa.stages.median import Median as Median
     from hansa.stages.noise import Gaussian as Gaussian
+    from hansa.stages.norm_bound import NormBound as NormBound
     from hansa.stages.quantise import Quantise as Quantise
-    from hansa.stages.robust import Median as Median
     from hansa.stages.sum import Sum as Sum
     from hansa.stages.topk import TopK as TopK
+    from hansa.stages.trimmed_mean import TrimmedMean as TrimmedMean

@@ -16,9 +16,9 @@ from hansa.core.tensors import Tensors
 from hansa.stages.adaptive_clip import AdaptiveClip
 from hansa.stages.clip import Clip
 from hansa.stages.mean import UniformMean, WeightedMean
+from hansa.stages.median import Median
 from hansa.stages.noise import Gaussian
 from hansa.stages.quantise import Quantise
-from hansa.stages.robust import Median
 from hansa.stages.sum import Sum
 from hansa.stages.topk import TopK
 

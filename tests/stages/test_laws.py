@@ -17,11 +17,15 @@ from hansa.core.runtime import Reply, Task
 from hansa.core.sampling import Fixed, Stream
 from hansa.core.tensors import EMPTY, Tensors, stack
 from hansa.stages.adaptive_clip import AdaptiveClip
+from hansa.stages.centre import Centre
+from hansa.stages.centred_clipping import CentredClipping
 from hansa.stages.clip import Clip
+from hansa.stages.geometric_median import GeometricMedian
 from hansa.stages.mean import UniformMean, WeightedMean
+from hansa.stages.median import Median
 from hansa.stages.noise import Gaussian
+from hansa.stages.norm_bound import NormBound
 from hansa.stages.quantise import Quantise
-from hansa.stages.robust import Median
 from hansa.stages.sum import Sum
 from hansa.stages.topk import TopK
 
@@ -55,6 +59,20 @@ def largest(x: dict[str, np.ndarray], fraction: float) -> dict[str, np.ndarray]:
 
 def mean(xs: Values, weights: Sequence[float]) -> dict[str, np.ndarray]:
     return {n: sum(w * x[n] for x, w in zip(xs, weights, strict=True)) / sum(weights) for n in xs[0]}
+
+
+def geometric_median(xs: Values, weights: Sequence[float]) -> dict[str, np.ndarray]:
+    points = np.stack([np.concatenate([a.reshape(-1) for a in x.values()]) for x in xs])
+    v = np.median(points, axis=0)
+    for _ in range(200):  # Weiszfeld's iterations as they stand in books
+        pulls = 1 / np.maximum(np.linalg.norm(points - v, axis=1), 1e-12)
+        before, v = v, pulls @ points / pulls.sum()
+        if np.linalg.norm(v - before) < 1e-9:
+            break
+    found, at = {}, 0
+    for name, a in xs[0].items():
+        found[name], at = v[at : at + a.size].reshape(a.shape), at + a.size
+    return found
 
 
 def median(xs: Values, weights: Sequence[float]) -> dict[str, np.ndarray]:
@@ -101,6 +119,11 @@ CASES = [
     ),
     Case([UniformMean()], Median(), median),
     Case([Clip(1.0), UniformMean(), Quantise(16)], Median(), lambda xs, ws: median([clipped(x, 1.0) for x in xs], ws)),
+    Case([UniformMean()], GeometricMedian(), geometric_median, noise=3e-4),
+    Case([UniformMean()], CentredClipping(1e9, iterations=3), lambda xs, ws: mean(xs, [1.0] * len(xs))),
+    Case([UniformMean(), Centre()], Sum(), lambda xs, ws: mean(xs, [1.0] * len(xs))),
+    Case([UniformMean()], NormBound(1.0), clip_mean, noise=2e-6),
+    Case([Clip(1.0), UniformMean(), Quantise(12)], NormBound(), clip_mean),
     Case(
         [UniformMean(), TopK(0.3, error_feedback=False)],
         Median(),
@@ -251,7 +274,7 @@ def test_total_is_the_same_bits_whatever_the_order_of_arrival(case: Case) -> Non
     assert all(total == totals[0] for total in totals)
 
 
-@pytest.mark.parametrize("reducer", [Sum(), Median()])
+@pytest.mark.parametrize("reducer", [Sum(), Median(), GeometricMedian(), CentredClipping(1.0), NormBound(1.0)])
 def test_metrics_are_added_up_exactly(reducer: Reducer) -> None:
     b = bound(Case([UniformMean()], reducer, mean), SHAPES["small"], "float32", 5)
     messages = [encoded(b, contribution(SHAPES["small"], "float32", seed), seed) for seed in range(5)]
