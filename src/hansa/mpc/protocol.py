@@ -115,18 +115,29 @@ class Protocol(ABC):
     # -- numbers
 
     @abstractmethod
-    def bilinear(self, x: Share, y: Share, op: Bilinear, shift: int = 0) -> Share:
-        """`op(x, y)`, divided by 2^shift.
-
-        Args:
-          x, y: numbers.
-          op: bilinear, the same at every party.
-          shift: bits of the product's scale to drop: rounded down or up by at most one unit.
+    def product(self, x: Share, y: Share, op: Bilinear) -> Share:
+        """Summands of `op(x, y)`, one part at each party, without a message: linear functions may follow before
+        `settle`.
         """
 
     @abstractmethod
+    def settle(self, summands: Share, shift: int = 0) -> Share:
+        """The sum of all parties' summands as a share, divided by 2^shift.
+
+        With a shift it is off by at most one unit, for every magnitude below 2^61, unless the fast kind was chosen.
+        """
+
+    def summands(self, x: Share) -> Share:
+        """A share as summands, without a message."""
+        return Share(x.parts[:1])
+
+    def bilinear(self, x: Share, y: Share, op: Bilinear, shift: int = 0) -> Share:
+        """`op(x, y)`, divided by 2^shift."""
+        return self.settle(self.product(x, y, op), shift)
+
     def truncate(self, x: Share, shift: int) -> Share:
-        """The number x / 2^shift, off by at most one unit, for every |x| < 2^61 unless the fast kind was chosen."""
+        """The number x / 2^shift."""
+        return self.settle(self.summands(x), shift) if shift else x
 
     # -- bits
 

@@ -31,22 +31,17 @@ class Arithmetic(Sharing):
 
     fast_truncation = False
 
-    def bilinear(self, x: Share, y: Share, op: Bilinear, shift: int = 0) -> Share:
+    def product(self, x: Share, y: Share, op: Bilinear) -> Share:
+        """Party i's summand, of the pairs that it holds."""
+        return Share((op(x.parts[0], y.parts[0] + y.parts[1]) + op(x.parts[1], y.parts[0]),))
+
+    def settle(self, summands: Share, shift: int = 0) -> Share:
         """One message around; with a shift, three one after another (two with fast truncation)."""
-        z = op(x.parts[0], y.parts[0] + y.parts[1])
-        z = z + op(x.parts[1], y.parts[0])
-        return self._truncated(z, shift) if shift else self._reshared(z)
-
-    def truncate(self, x: Share, shift: int) -> Share:
-        """As above."""
-        return self._truncated(x.parts[0], shift) if shift else x
-
-    def _reshared(self, z: torch.Tensor) -> Share:
+        z = summands.parts[0]
+        if shift:
+            return self._fast(z, shift) if self.fast_truncation else self._exact(z, shift)
         z = z + self._zero(z.shape)
         return Share((z, self._around("product", z)))
-
-    def _truncated(self, z: torch.Tensor, shift: int) -> Share:
-        return self._fast(z, shift) if self.fast_truncation else self._exact(z, shift)
 
     def _exact(self, z: torch.Tensor, shift: int) -> Share:
         z, shape = z.contiguous(), z.shape

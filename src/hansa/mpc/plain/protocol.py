@@ -40,13 +40,13 @@ class Plain(Protocol):
         """The secret."""
         return share.parts[0] if to is None or self.mesh.me in to else None
 
-    def bilinear(self, x: Share, y: Share, op: Bilinear, shift: int = 0) -> Share:
-        """The product, shifted."""
-        return self.truncate(Share((op(x.parts[0], y.parts[0]),)), shift)
+    def product(self, x: Share, y: Share, op: Bilinear) -> Share:
+        """The product."""
+        return Share((op(x.parts[0], y.parts[0]),))
 
-    def truncate(self, x: Share, shift: int) -> Share:
+    def settle(self, summands: Share, shift: int = 0) -> Share:
         """Rounded down."""
-        return x.map(lambda part: part >> shift) if shift else x
+        return summands.map(lambda part: part >> shift) if shift else summands
 
     def both(self, x: Share, y: Share) -> Share:
         """And."""
