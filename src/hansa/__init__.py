@@ -29,6 +29,15 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "stages.adaptive_clip": ("AdaptiveClip",),
     "stages.quantise": ("Quantise",),
     "stages.topk": ("TopK",),
+    "stages.rotate": ("Rotate",),
+    "stages.mask": ("RandomMask",),
+    "stages.lowrank": ("LowRank",),
+    "stages.powersgd": ("PowerSGD",),
+    "stages.eden": ("Eden",),
+    "stages.dither": ("Dither",),
+    "stages.sign": ("Sign", "MajorityVote"),
+    "stages.ternary": ("Ternary",),
+    "stages.pack": ("Pack",),
     "stages.noise": ("Gaussian",),
     "stages.sum": ("Sum",),
     "stages.median": ("Median",),
@@ -56,6 +65,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "runtimes.history": ("History",),
     "runtimes.local": ("Local", "train"),
     "runtimes.processes": ("Processes",),
+    "runtimes.ray": ("Ray",),
     "runtimes.virtual.device": ("Device",),
     "runtimes.virtual.fleet": ("Fleet",),
     "runtimes.virtual.runtime": ("Virtual",),
@@ -126,6 +136,7 @@ if TYPE_CHECKING:
     from hansa.runtimes.history import History as History
     from hansa.runtimes.local import Local as Local, train as train
     from hansa.runtimes.processes import Processes as Processes
+    from hansa.runtimes.ray import Ray as Ray
     from hansa.runtimes.virtual.device import Device as Device
     from hansa.runtimes.virtual.fleet import Fleet as Fleet
     from hansa.runtimes.virtual.runtime import Virtual as Virtual
@@ -134,14 +145,23 @@ if TYPE_CHECKING:
     from hansa.stages.centre import Centre as Centre
     from hansa.stages.centred_clipping import CentredClipping as CentredClipping
     from hansa.stages.clip import Clip as Clip
+    from hansa.stages.dither import Dither as Dither
+    from hansa.stages.eden import Eden as Eden
     from hansa.stages.fltrust import FLTrust as FLTrust, Rooted as Rooted
     from hansa.stages.geometric_median import GeometricMedian as GeometricMedian
     from hansa.stages.krum import Krum as Krum, MultiKrum as MultiKrum
+    from hansa.stages.lowrank import LowRank as LowRank
+    from hansa.stages.mask import RandomMask as RandomMask
     from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean
     from hansa.stages.median import Median as Median
     from hansa.stages.noise import Gaussian as Gaussian
     from hansa.stages.norm_bound import NormBound as NormBound
+    from hansa.stages.pack import Pack as Pack
+    from hansa.stages.powersgd import PowerSGD as PowerSGD
     from hansa.stages.quantise import Quantise as Quantise
+    from hansa.stages.rotate import Rotate as Rotate
+    from hansa.stages.sign import MajorityVote as MajorityVote, Sign as Sign
     from hansa.stages.sum import Sum as Sum
+    from hansa.stages.ternary import Ternary as Ternary
     from hansa.stages.topk import TopK as TopK
     from hansa.stages.trimmed_mean import TrimmedMean as TrimmedMean

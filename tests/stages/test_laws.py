@@ -20,13 +20,20 @@ from hansa.stages.adaptive_clip import AdaptiveClip
 from hansa.stages.centre import Centre
 from hansa.stages.centred_clipping import CentredClipping
 from hansa.stages.clip import Clip
+from hansa.stages.dither import Dither
+from hansa.stages.eden import Eden
 from hansa.stages.geometric_median import GeometricMedian
+from hansa.stages.mask import RandomMask
 from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.median import Median
 from hansa.stages.noise import Gaussian
 from hansa.stages.norm_bound import NormBound
+from hansa.stages.pack import Pack
 from hansa.stages.quantise import Quantise
+from hansa.stages.rotate import Rotate, Rotation
+from hansa.stages.sign import MajorityVote, Sign
 from hansa.stages.sum import Sum
+from hansa.stages.ternary import Ternary
 from hansa.stages.topk import TopK
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -75,6 +82,37 @@ def geometric_median(xs: Values, weights: Sequence[float]) -> dict[str, np.ndarr
     return found
 
 
+def as_vector(x: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([x[name].reshape(-1) for name in sorted(x)])
+
+
+def as_tensors(vector: np.ndarray, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found, at = {}, 0
+    for name in sorted(like):
+        found[name], at = vector[at : at + like[name].size].reshape(like[name].shape), at + like[name].size
+    return found
+
+
+def masked(vector: np.ndarray, fraction: float) -> np.ndarray:
+    k = int(np.ceil(len(vector) * fraction))
+    words = np.random.PCG64(Stream("mask", "value", 0, 0).seed()).random_raw(-(-len(vector) // 2))
+    keys = np.stack([words & 0xFFFFFFFF, words >> 32], axis=1).reshape(-1)[: len(vector)]
+    kept = np.zeros(len(vector))
+    kept[np.argsort(keys, kind="stable")[:k]] = len(vector) / k
+    return vector * kept
+
+
+def rotated_and_cut(x: dict[str, np.ndarray], clip: float, fraction: float = 1.0) -> dict[str, np.ndarray]:
+    vector = as_vector(clipped(x, 1.0))
+    rotation = Rotation(len(vector), Stream("rotate", "value", 0, 0).seed())
+    limit = clip / np.sqrt(len(vector))
+    return as_tensors(rotation.undo(masked(np.clip(rotation.apply(vector), -limit, limit), fraction)), x)
+
+
+def signs(x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.where(a >= 0, 1, -1) * (np.abs(a).mean() if a.size else 0.0) for name, a in x.items()}
+
+
 def median(xs: Values, weights: Sequence[float]) -> dict[str, np.ndarray]:
     return {n: np.median([x[n] for x in xs], axis=0) for n in xs[0]}
 
@@ -85,6 +123,7 @@ class Case:
     reducer: Reducer
     reference: Callable[[Values, Sequence[float]], dict[str, np.ndarray]]
     noise: float = 0.0
+    spread: bool = False  # behind a rotation: an error of every coordinate may come back in one of them
 
     @property
     def name(self) -> str:
@@ -124,6 +163,41 @@ CASES = [
     Case([UniformMean(), Centre()], Sum(), lambda xs, ws: mean(xs, [1.0] * len(xs))),
     Case([UniformMean()], NormBound(1.0), clip_mean, noise=2e-6),
     Case([Clip(1.0), UniformMean(), Quantise(12)], NormBound(), clip_mean),
+    Case([UniformMean(), Rotate()], Sum(), lambda xs, ws: mean(xs, [1.0] * len(xs))),
+    Case([WeightedMean(), Rotate(seed=3)], Sum(), mean),
+    Case(
+        [Clip(1.0), UniformMean(), Rotate(clip=2.0)],
+        Sum(),
+        lambda xs, ws: mean([rotated_and_cut(x, 2.0) for x in xs], [1.0] * len(xs)),
+    ),
+    Case([AdaptiveClip(1.0), UniformMean(), Rotate(), Quantise(16)], Sum(), clip_mean, spread=True),
+    Case(
+        [Clip(1.0), UniformMean(), Rotate(clip=2.5), RandomMask(0.25), Quantise(8), Pack()],
+        Sum(),
+        lambda xs, ws: mean([rotated_and_cut(x, 2.5, 0.25) for x in xs], [1.0] * len(xs)),
+        spread=True,
+    ),
+    *(Case([Clip(1.0), UniformMean(), Quantise(bits), Pack()], Sum(), clip_mean) for bits in (2, 3, 7, 12, 20, 32)),
+    Case(
+        [UniformMean(), RandomMask(0.4)],
+        Sum(),
+        lambda xs, ws: mean([as_tensors(masked(as_vector(x), 0.4), x) for x in xs], [1.0] * len(xs)),
+    ),
+    *(Case([Clip(1.0), UniformMean(), Eden(bits)], Sum(), clip_mean) for bits in (1, 4)),
+    *(Case([Clip(1.0), UniformMean(), Dither(bits)], Sum(), clip_mean) for bits in (1.5, 4)),
+    Case([Clip(1.0), UniformMean(), Ternary()], Sum(), clip_mean),
+    Case([Clip(1.0), UniformMean(), Ternary(shared=True), Pack()], Sum(), clip_mean),
+    Case([UniformMean(), Sign()], Sum(), lambda xs, ws: mean([signs(x) for x in xs], [1.0] * len(xs))),
+    Case(
+        [UniformMean(), Sign(error_feedback=False)],
+        Median(),
+        lambda xs, ws: median([signs(x) for x in xs], ws),
+    ),
+    Case(
+        [UniformMean(), MajorityVote(0.5)],
+        Sum(),
+        lambda xs, ws: {n: 0.5 * np.sign(sum(np.sign(x[n]) for x in xs)) for n in xs[0]},
+    ),
     Case(
         [UniformMean(), TopK(0.3, error_feedback=False)],
         Median(),
@@ -197,7 +271,8 @@ def holds(case: Case, bound: Bound, xs: Sequence[Tensors], messages: Sequence[Te
     values = [{name: np.asarray(a, np.float64) for name, a in x.part("value").items()} for x in xs]
     expected = case.reference(values, [float(x["weight/weight"][0]) for x in xs])
     reach = max(1.0, *(float(np.abs(a).max(initial=0.0)) for x in values for a in x.values()))
-    allowed = sum(step.error.get("value", 0.0) for step in bound.steps) + case.noise
+    allowed = sum(step.error.get("value", 0.0) for step in bound.steps)
+    allowed = allowed * (np.sqrt(sum(a.size for a in values[0].values())) if case.spread else 1.0) + case.noise
     allowed += reach * (1e-12 if next(iter(result.shapes.values()))[1] == "float64" else 1e-5)
     assert set(result) == set(expected)
     for name in expected:

@@ -16,7 +16,11 @@ import numpy as np
 from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Part, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import BLOCK, Array, Shapes, Tensors
-from hansa.stages.sum import likely_most, unit
+from hansa.stages.sum import likely_most, rounding_of_sum, unit
+
+_SMALL = 127  # levels up to which float32 is calculated in
+_LEAST = 1e-30  # a step by which a float32 can be divided
+_PIECE = 1 << 16  # floats that stay in the cache
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,15 @@ class _Quantised(Step):
             f"{name}/{tensor}": dtype for name in names for tensor, (_, dtype) in _floats(signal.parts[name])
         }
         # The decoded total is rounded to its own type: at most one unit of a vector no longer than the cohort's sum.
-        self._rounding = {name: 2 * unit(signal.parts[name]) * likely_most(setting) for name in names}
+        self._rounding = {name: 1 + 2 * unit(signal.parts[name]) * likely_most(setting) for name in names}
+        for name in names:
+            if not signal.parts[name].additive:  # behind a selection, what the reducer adds are decoded floats
+                self._rounding[name] *= rounding_of_sum(signal.parts[name], setting)
         super().__init__(signal.with_(**{name: _integers(signal.parts[name], levels) for name in names}))
         self.error = dict(self._steps)
 
     def settle(self, sensitivity: Sensitivity) -> Sensitivity:
-        widened = {name: sensitivity[name] * step * (1 + self._rounding[name]) for name, step in self._steps.items()}
+        widened = {name: sensitivity[name] * step * self._rounding[name] for name, step in self._steps.items()}
         return {**sensitivity, **widened}
 
     def encode(
@@ -98,7 +105,7 @@ class _Quantised(Step):
         coded = {}
         for name in self._dtypes:
             step = self._steps[name.split("/", 1)[0]]
-            coded[name] = np.stack([_rounded(x[name][i], step, self._levels, rng) for i, rng in enumerate(rngs)])
+            coded[name] = np.stack([rounded(x[name][i], step, self._levels, rng) for i, rng in enumerate(rngs)])
         return x.updated(coded), memory
 
     def decode_one(self, x: Tensors, state: Tensors) -> Tensors:
@@ -137,7 +144,7 @@ class _Downwards(Step):
             arrays = np.asarray(x[name])
             steps = [float(np.max(np.abs(array), initial=0.0)) / self._levels for array in arrays]
             pairs = zip(arrays, steps, rngs, strict=True)
-            coded[name] = np.stack([_rounded(array, step, self._levels, rng) for array, step, rng in pairs])
+            coded[name] = np.stack([rounded(array, step, self._levels, rng) for array, step, rng in pairs])
             coded[f"scale/{name}"] = np.array(steps)[:, None]
         return x.updated(coded), memory
 
@@ -160,12 +167,13 @@ def _integers(part: Part, levels: int) -> Part:
     coded = {name: (shape, dtype) for name, (shape, _) in _floats(part)}
     shapes: Shapes = {**part.shapes, **coded}
     size = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes.values())
-    rounded = sum(math.prod(shape) for _, (shape, _) in _floats(part))
-    # 2⁻⁵⁰: the quotient x/step is itself rounded.
-    l2 = (part.l2 * levels / part.linf if part.linf else 0.0) * (1 + 2.0**-50) + math.sqrt(rounded)
+    count = sum(math.prod(shape) for _, (shape, _) in _floats(part))
+    # The quotient x/step is itself rounded, and so is what is added to it: to 2⁻¹⁵ at most where it is a float32.
+    slack = 2.0**-50 if levels > _SMALL else 2.0**-15
+    l2 = (part.l2 * levels / part.linf if part.linf else 0.0) * (1 + slack) + math.sqrt(count) * (1 + slack)
     return replace(
         part, shapes=shapes, domain="integer", bits=8 * size / part.count if part.count else 0.0,
-        l2=min(l2, levels * math.sqrt(rounded)), linf=float(levels),
+        l2=min(l2, levels * math.sqrt(count)), linf=float(levels),
     )  # fmt: skip
 
 
@@ -173,16 +181,21 @@ def _wire(levels: int) -> str:
     return next(name for name in ("int8", "int16", "int32") if levels <= np.iinfo(name).max)
 
 
-def _rounded(array: Array, step: float, levels: int, rng: np.random.Generator) -> np.ndarray:
-    """One contribution's tensor on the grid; block by block, since float64 is up to eight times as large."""
+def rounded(array: Array, step: float, levels: int, rng: np.random.Generator) -> np.ndarray:
+    """One contribution's tensor on the grid, at random: ⌊x/step + u⌋, cut to −levels … levels; zeros where step is 0.
+
+    Block by block, since what it is calculated in is up to eight times as large: float64, or float32 where that tells
+    the levels of a float32 apart by 2⁻¹⁷ of a step, which is all the bias there is.
+    """
     flat = np.asarray(array).reshape(-1)
     out = np.zeros(np.shape(array), _wire(levels))
-    coded = out.reshape(-1)
-    for at in range(0, len(flat), BLOCK):
-        block = flat[at : at + BLOCK].astype(np.float64)
-        if step > 0:
-            block /= step
-        block += rng.random(len(block))
+    if not step > 0:
+        return out
+    small = levels <= _SMALL and flat.dtype == np.float32 and step > _LEAST
+    kind, coded = np.float32 if small else np.float64, out.reshape(-1)
+    for at in range(0, len(flat), _PIECE):
+        block = np.divide(flat[at : at + _PIECE], kind(step), dtype=kind)
+        block += rng.random(len(block), dtype=kind)
         np.floor(block, out=block)
-        coded[at : at + BLOCK] = np.clip(block, -levels, levels, out=block)
+        coded[at : at + _PIECE] = np.clip(block, -levels, levels, out=block)
     return out

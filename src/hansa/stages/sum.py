@@ -27,8 +27,7 @@ class Sum(Reducer):
 
     def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
         """Widens real parts by what the rounding of n additions can hide or show."""
-        n = likely_most(setting)
-        return {name: part.l2 * (1 + unit(part) * n * n) for name, part in signal.parts.items()}
+        return {name: part.l2 * rounding_of_sum(part, setting) for name, part in signal.parts.items()}
 
     def server(self, cohort: Sequence[str], seat: Seat | None = None) -> Server:
         """Adds what arrives; stale contributions are scaled by their discount."""
@@ -49,6 +48,11 @@ class Sum(Reducer):
                     else:
                         flat[where] += block
         return Tensors(total)
+
+
+def rounding_of_sum(part: Part, setting: Setting) -> float:
+    """The factor by which the rounding of a float sum widens what one client can change: 1 + u·n²; 1 for integers."""
+    return 1 + unit(part) * likely_most(setting) ** 2
 
 
 def unit(part: Part) -> float:
