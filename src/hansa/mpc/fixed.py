@@ -1,0 +1,253 @@
+"""Secret numbers with a public scale, and the arithmetic that is exact up to rounding.
+
+    value = ring element / 2^bits            `home` bits at rest: 16 of the fraction for floats, 0 for integers and bits
+
+A product has the bits of both factors, and is brought home only when somebody needs it there: until then it waits as
+summands, to which biases, gradients' signs and learning rates are added or multiplied without a message, so that one
+truncation does for all. What is public (a constant, a mask, zeros of an optimiser) stays public, and costs nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hansa.mpc.protocol import Bilinear, Protocol, Ring, Share
+from hansa.mpc.ring import FRACTION_BITS, encode
+
+_MOST_BITS = 46  # beyond it a waiting value is brought home: 2^(61 − 46) is still the largest magnitude it may have
+
+
+@dataclass
+class Engine:
+    """A protocol and how numbers are represented in it.
+
+    Args:
+      protocol: this party's side.
+      bits: of the fraction.
+      sigmoid: `spline` (error below 2e-3), or `three` (0, x + 1/2, 1: cheap, and badly calibrated).
+      random: of public masks (dropout), seeded alike at every party.
+    """
+
+    protocol: Protocol
+    bits: int = FRACTION_BITS
+    sigmoid: str = "spline"
+    random: torch.Generator = field(default_factory=torch.Generator)
+
+
+class Fixed:
+    """A secret (or public) number of an engine. Immutable but for being settled, which does not change its value."""
+
+    __slots__ = ("_public", "_share", "_summands", "bits", "cached", "engine", "home")
+
+    def __init__(
+        self, engine: Engine, share: Share | None, bits: int, home: int, *, summands: bool = False,
+        public: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.engine, self.bits, self.home = engine, bits, home
+        self._share, self._summands, self._public = share, summands, public
+        self.cached: dict[str, Any] = {}  # what backward passes need again, as the sign behind a relu
+
+    # -- what it is
+
+    @classmethod
+    def constant(cls, engine: Engine, value: torch.Tensor, home: int | None = None) -> "Fixed":
+        """A public number."""
+        home = (engine.bits if value.is_floating_point() else 0) if home is None else home
+        return cls(engine, None, home, home, public=value)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the number."""
+        known = self._public if self._public is not None else self._share
+        assert known is not None
+        return known.shape
+
+    @property
+    def public(self) -> torch.Tensor | None:
+        """The value itself where it is public."""
+        return self._public
+
+    def share(self) -> Share:
+        """The share, at home bits; settles what waits."""
+        if self._share is None:
+            assert self._public is not None
+            return self.engine.protocol.constant(encode(self._public, self.home, "a constant"))
+        if self._summands or self.bits != self.home:
+            self._settle()
+        return self._share
+
+    def _settle(self) -> None:
+        assert self._share is not None
+        protocol, share, shift = self.engine.protocol, self._share, self.bits - self.home
+        if shift < 0:
+            share = share.times(1 << -shift)
+        if self._summands:
+            share = protocol.settle(share, max(0, shift))
+        elif shift > 0:
+            share = protocol.truncate(share, shift)
+        self._share, self._summands, self.bits = share, False, self.home
+
+    def rehomed(self, bits: int) -> "Fixed":
+        """The same number with another precision at rest."""
+        if self._public is not None:
+            return Fixed(self.engine, None, bits, bits, public=self._public)
+        return Fixed(self.engine, self._share, self.bits, bits, summands=self._summands)
+
+    def _with(self, share: Share, **changes: Any) -> "Fixed":
+        kept = {"bits": self.bits, "home": self.home, "summands": self._summands, **changes}
+        return Fixed(self.engine, share, kept["bits"], kept["home"], summands=kept["summands"])
+
+    # -- linear
+
+    def map(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> "Fixed":
+        """A view, a sum, or another linear function with integer factors."""
+        if self._public is not None:
+            return Fixed(self.engine, None, self.bits, self.home, public=linear(self._public))
+        assert self._share is not None
+        return self._with(self._share.map(linear))
+
+    def join(self, others: Sequence["Fixed"], linear: Callable[[list[torch.Tensor]], torch.Tensor]) -> "Fixed":
+        """A linear function of several numbers: concatenation, stacking."""
+        every = [self, *others]
+        if all(one.public is not None for one in every):
+            return Fixed.constant(
+                self.engine, linear([one.public for one in every if one.public is not None]), self.home
+            )
+        shares = [one.share() for one in every]
+        parts = zip(*(share.parts for share in shares), strict=True)
+        return self._with(Share(tuple(linear(list(part)) for part in parts)), summands=False, bits=self.home)
+
+    def __neg__(self) -> "Fixed":
+        return self.map(torch.neg)
+
+    def __add__(self, other: "Fixed | float | torch.Tensor") -> "Fixed":
+        return self._added(other, torch.add)
+
+    def __sub__(self, other: "Fixed | float | torch.Tensor") -> "Fixed":
+        return self._added(other, torch.sub)
+
+    def __rsub__(self, other: "float | torch.Tensor") -> "Fixed":
+        return -self + other
+
+    def _added(self, other: "Fixed | float | torch.Tensor", op: Bilinear) -> "Fixed":
+        given = _public(other)
+        if given is not None and self._public is not None:
+            return Fixed.constant(self.engine, op(self._public, given), max(self.home, _home(other, self.engine)))
+        protocol = self.engine.protocol
+        home = max(self.home, _home(other, self.engine))
+        if given is not None:
+            left, bits = self._at(max(self.bits, home))
+            right = protocol.constant(encode(torch.as_tensor(given), bits, "a constant"))
+            if left._summands:
+                right = protocol.summands(right)
+            assert left._share is not None
+            return left._with(left._share.zip(right, op), bits=bits, home=home)
+        assert isinstance(other, Fixed)
+        if self._public is not None:
+            flipped = other if op is torch.add else -other
+            return flipped.__add__(self._public)
+        bits = max(self.bits, other.bits, home)
+        (left, _), (right_number, _) = self._at(bits), other._at(bits)
+        a, b = left._share, right_number._share
+        assert a is not None
+        assert b is not None
+        waits = left._summands or right_number._summands
+        if waits and not left._summands:
+            a = protocol.summands(a)
+        if waits and not right_number._summands:
+            b = protocol.summands(b)
+        return left._with(a.zip(b, op), bits=bits, home=home, summands=waits)
+
+    def _at(self, bits: int) -> "tuple[Fixed, int]":
+        """This number with so many bits, more than it has."""
+        if bits == self.bits:
+            return self, bits
+        assert self._share is not None
+        return self._with(self._share.times(1 << (bits - self.bits)), bits=bits), bits
+
+    # -- products
+
+    def __mul__(self, other: "Fixed | float | torch.Tensor") -> "Fixed":
+        given = _public(other)
+        if given is not None:
+            return self._scaled(torch.as_tensor(given), torch.mul, _home(other, self.engine))
+        assert isinstance(other, Fixed)
+        if self._public is not None:
+            return other._scaled(self._public, torch.mul, self.home)
+        return self.bilinear(other, torch.mul)
+
+    def bilinear(self, other: "Fixed", op: Bilinear) -> "Fixed":
+        """A product of any kind; of a public factor with the cheap rule."""
+        home = max(self.home, other.home)
+        if self._public is not None and other._public is not None:
+            return Fixed.constant(self.engine, op(self._public.double(), other._public.double()).float(), home)
+        if other._public is not None:
+            return self._scaled(other._public, op, other.home)
+        if self._public is not None:
+            return other._scaled(self._public, lambda b, a: op(a, b), self.home)
+        product = self.engine.protocol.product(self.share(), other.share(), op)
+        return Fixed(self.engine, product, self.home + other.home, home, summands=True)
+
+    def _scaled(self, factor: torch.Tensor, op: Bilinear, home: int) -> "Fixed":
+        """A product with something public: integers keep the scale, other numbers add bits to it."""
+        home = max(self.home, home)
+        if self._public is not None:
+            return Fixed.constant(self.engine, op(self._public, factor.to(self._public.dtype)), home)
+        integers = not factor.is_floating_point() or bool(
+            (factor == factor.round()).all() and factor.abs().max() < 2**20
+        )
+        power = None if integers else _inverse_power(factor)
+        if self.bits + self.engine.bits > _MOST_BITS and not integers:
+            self.share()
+        assert self._share is not None
+        if power is not None and self.bits + power <= _MOST_BITS and op is torch.mul:
+            # A factor of 2^−k is a longer fraction, and no message.
+            ones = torch.full_like(factor, 1 if float(factor.flatten()[0]) > 0 else -1, dtype=torch.int64)
+            return self._with(self._share.map(lambda part: op(part, ones)), bits=self.bits + power, home=home)
+        extra = 0 if integers else self.engine.bits
+        code = factor.to(torch.int64) if integers else encode(factor, extra, "a factor")
+        return self._with(self._share.map(lambda part: op(part, code)), bits=self.bits + extra, home=home)
+
+    # -- comparison
+
+    def negative(self) -> "Fixed":
+        """1 where the number is below 0, else 0: a secret integer."""
+        if self._public is not None:
+            return Fixed.constant(self.engine, (self._public < 0).to(torch.int64), 0)
+        protocol = self.engine.protocol
+        if self._summands:
+            self.share()
+        assert self._share is not None  # a longer fraction has the same sign
+        return Fixed(self.engine, protocol.to_arithmetic(protocol.negative(self._share)), 0, 0)
+
+    def open(self, to: Sequence[str] | None = None) -> Ring | None:
+        """The ring element at home bits, to these parties."""
+        return self.engine.protocol.open(self.share(), to)
+
+    def __repr__(self) -> str:
+        return f"Fixed({'public' if self._public is not None else 'secret'}, shape={tuple(self.shape)})"
+
+
+def _public(other: "Fixed | float | torch.Tensor") -> torch.Tensor | None:
+    if isinstance(other, Fixed):
+        return other.public
+    return other if isinstance(other, torch.Tensor) else torch.tensor(other, dtype=torch.float64)
+
+
+def _home(other: "Fixed | float | torch.Tensor", engine: Engine) -> int:
+    if isinstance(other, Fixed):
+        return other.home
+    fraction = other.is_floating_point() if isinstance(other, torch.Tensor) else not float(other).is_integer()
+    return engine.bits if fraction else 0
+
+
+def _inverse_power(factor: torch.Tensor) -> int | None:
+    """K where every factor is the same 2^−k or −2^−k, else None."""
+    first = float(factor.flatten()[0])
+    mantissa, exponent = math.frexp(abs(first))
+    if mantissa != 0.5 or not bool((factor == first).all()):
+        return None
+    return 1 - exponent

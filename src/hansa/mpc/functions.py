@@ -1,0 +1,281 @@
+"""What is no sum or product, by comparisons, bits and polynomials.
+
+    reciprocal, rsqrt, sqrt, log     the number is scaled into [1/2, 1) by its highest bit; then Newton or a polynomial:
+                                     a relative error of the same size everywhere
+    exp                              (1 + x/2ⁿ)^(2ⁿ) with a longer fraction inside
+    sigmoid, tanh, gelu              quadratics between knots, all comparisons in one batch
+    maximum, sort                    a tournament; Batcher's network
+
+Errors, over the ranges given, with 16 bits of fraction: `tests/mpc/test_functions.py` measures them all.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hansa.mpc.fixed import Fixed
+from hansa.mpc.protocol import Share
+
+_FINE = 22  # bits of fraction inside approximations of numbers near 1
+_TOP = 46  # the highest bit that a number to be scaled may have
+
+
+# -- by bits
+
+
+def _highest(x: Fixed) -> Fixed:
+    """One-hot integers of the highest bit of positive numbers: shape (..., _TOP + 1)."""
+    protocol = x.engine.protocol
+    seen = protocol.bits(x.share())
+    for distance in (1, 2, 4, 8, 16, 32):
+        moved = seen.map(lambda part, d=distance: (part >> d) & ((1 << (64 - d)) - 1))  # type: ignore[misc]
+        seen = seen ^ moved ^ protocol.both(seen, moved)  # or
+    alone = seen ^ seen.map(lambda part: (part >> 1) & ((1 << 63) - 1))
+    places = torch.arange(_TOP + 1)
+    spread = alone.map(lambda part: ((part[..., None] >> places) & 1).to(torch.int8))
+    return Fixed(x.engine, protocol.to_arithmetic(spread), 0, 0)
+
+
+def _weighted(hot: Fixed, weights: list[int], bits: int) -> Fixed:
+    """The sum of one-hot bits with integer weights, as a number with so many bits of fraction."""
+    factors = torch.tensor(weights, dtype=torch.int64)
+    share = hot.share().map(lambda part: (part * factors).sum(-1))
+    return Fixed(hot.engine, share, bits, bits)
+
+
+def _scaled(x: Fixed) -> tuple[Fixed, Fixed]:
+    """A positive number scaled into [1/2, 1), with a longer fraction, and its highest bit."""
+    f = x.engine.bits
+    x = x if x.home == f else (x + Fixed.constant(x.engine, torch.zeros(()))).rehomed(f)
+    hot = _highest(x)
+    factor = _weighted(hot, [1 << (_TOP - 1 - k) if k < _TOP else 0 for k in range(_TOP + 1)], _TOP - f)
+    return (x * factor).rehomed(_FINE), hot
+
+
+def _signed(x: Fixed, function: Callable[[Fixed], Fixed]) -> Fixed:
+    """An odd function from its values at positive numbers."""
+    sign = 1 - x.negative() * 2
+    return function(x * sign) * sign
+
+
+def reciprocal(x: Fixed) -> Fixed:
+    """The number 1/x for 2^−14 ≤ |x| < 2^15, with a relative error of 2^−15 and one unit; 0 at 0."""
+    return _signed(x, _positive_reciprocal)
+
+
+def _positive_reciprocal(x: Fixed) -> Fixed:
+    f = x.engine.bits
+    near, hot = _scaled(x)
+    w = 2.9142 - near * 2
+    for _ in range(3):
+        w = w * (2 - w * near)
+    factor = _weighted(hot, [1 << (2 * f - 1 - k) if k < 2 * f else 0 for k in range(_TOP + 1)], f)
+    return (w * factor).rehomed(f)
+
+
+def rsqrt(x: Fixed) -> Fixed:
+    """The number x^(−1/2) for 2^−14 ≤ x < 2^30, with a relative error of 2^−12 and one unit; 0 at 0."""
+    f = x.engine.bits
+    near, hot = _scaled(x)
+    y = 2.223 - near * 1.259
+    for _ in range(3):
+        y = (y * (3 - near * (y * y).rehomed(_FINE))) * 0.5
+    factor = _weighted(hot, [round(2 ** (f - (k + 1 - f) / 2)) for k in range(_TOP + 1)], f)
+    return (y * factor).rehomed(f)
+
+
+def sqrt(x: Fixed) -> Fixed:
+    """The number x^(1/2), as `rsqrt`."""
+    return x * rsqrt(x)
+
+
+def log(x: Fixed) -> Fixed:
+    """The natural logarithm for 2^−14 ≤ x < 2^30, with an error of 2^−13."""
+    f = x.engine.bits
+    near, hot = _scaled(x)
+    # The polynomial of degree 7 through Chebyshev's points of [1/2, 1]; its error is below 1e-6.
+    series = np.polynomial.Chebyshev.interpolate(np.log, 7, domain=[0.5, 1.0]).convert(kind=np.polynomial.Polynomial)
+    value = Fixed.constant(x.engine, torch.tensor(float(series.coef[-1]))).rehomed(_FINE)
+    for coefficient in reversed(series.coef[:-1]):
+        value = near * value + float(coefficient)
+    exponent = _weighted(hot, [round((k + 1 - f) * math.log(2) * (1 << f)) for k in range(_TOP + 1)], f)
+    return value.rehomed(f) + exponent
+
+
+def exp(x: Fixed, squarings: int = 8) -> Fixed:
+    """The exponential of −16 ≤ x ≤ 4: relative error x²/2^(squarings + 1) and 2^−12; larger where x is larger."""
+    f, wide = x.engine.bits, _FINE
+    y = (x * 2.0**-squarings).rehomed(wide) + 1.0
+    for _ in range(squarings):
+        y = (y * y).rehomed(wide)
+    return y.rehomed(f)
+
+
+def exp_below_zero(x: Fixed) -> Fixed:
+    """The exponential of x ≤ 0, however small: 0 below −16."""
+    far = (x + 16.0).negative()
+    kept = 1 - far
+    return exp(x * kept) * kept
+
+
+# -- by knots
+
+
+def piecewise(
+    x: Fixed,
+    function: Callable[[np.ndarray], np.ndarray],
+    knots: np.ndarray,
+    tails: tuple[tuple[float, float], tuple[float, float]],
+) -> Fixed:
+    """Quadratics between knots, lines (constant, slope) beyond them.
+
+    Args:
+      x: any shape.
+      function: to be approximated between the knots.
+      knots: increasing, on all of which x is compared in one batch.
+      tails: below the first and above the last knot.
+    """
+    pieces = [np.array([*tails[0], 0.0])]
+    for low, high in itertools.pairwise(knots):
+        fitted = np.polynomial.Chebyshev.interpolate(function, 2, domain=[low, high])
+        pieces.append(fitted.convert(kind=np.polynomial.Polynomial).coef)
+    pieces.append(np.array([*tails[1], 0.0]))
+    table = np.stack([np.pad(piece, (0, 3 - len(piece))) for piece in pieces])
+    steps = torch.from_numpy(table[:-1] - table[1:])  # what is added where x is below a knot
+    last = torch.from_numpy(table[-1])
+    spread = x.map(lambda part: part[..., None])
+    below = (spread - torch.from_numpy(knots)).negative()
+    c = [
+        (below * steps[:, degree]).map(lambda part: part.sum(-1)).rehomed(x.engine.bits) + float(last[degree])
+        for degree in range(3)
+    ]
+    result: Fixed = c[0] + x * (c[1] + x * c[2])
+    return result
+
+
+@functools.cache
+def _knots(low: float, high: float, pieces: int) -> np.ndarray:
+    return np.linspace(low, high, pieces + 1)
+
+
+def sigmoid(x: Fixed) -> Fixed:
+    """The logistic function, everywhere within 2e-3 (`three`: 0, x + 1/2, 1, within 0.12)."""
+    if x.engine.sigmoid == "three":
+        spread = x.map(lambda part: torch.stack((part, part), -1)) + torch.tensor([0.5, -0.5])
+        below = spread.negative()
+        outside, inside = below.map(lambda part: part[..., 1]), below.map(lambda part: part[..., 0])
+        result: Fixed = (x + 0.5) * (outside - inside) + (1 - outside)
+        return result
+    logistic: Callable[[np.ndarray], np.ndarray] = lambda t: 1 / (1 + np.exp(-t))  # noqa: E731
+    return piecewise(x, logistic, _knots(-6.0, 6.0, 8), ((0.00125, 0.0), (0.99875, 0.0)))
+
+
+def tanh(x: Fixed) -> Fixed:
+    """Twice the logistic function of 2x, less 1: within 4e-3."""
+    return sigmoid(x * 2) * 2 - 1
+
+
+def normal_cdf(x: Fixed) -> Fixed:
+    """The standard normal distribution function, within 2e-3."""
+    cdf: Callable[[np.ndarray], np.ndarray] = np.vectorize(lambda t: 0.5 * (1 + math.erf(t / math.sqrt(2))))
+    return piecewise(x, cdf, _knots(-3.2, 3.2, 8), ((0.0, 0.0), (1.0, 0.0)))
+
+
+# -- by comparison
+
+
+def equal(x: Fixed, y: Fixed) -> Fixed:
+    """1 where two numbers are equal in every bit."""
+    difference = (x - y).map(lambda part: part)
+    difference.share()
+    both = difference.join([-difference], lambda parts: torch.stack(parts)).negative()
+    return 1 - both.map(lambda part: part.sum(0))
+
+
+def maximum(x: Fixed, hot: bool = False) -> tuple[Fixed, Fixed | None]:
+    """The largest along the last dimension, and, if asked, a one-hot secret of its place."""
+    places = None
+    if hot:
+        size = x.shape[-1]
+        eye = torch.eye(size, dtype=torch.int64).expand(*x.shape, size)
+        places = Fixed.constant(x.engine, eye)
+    while (size := x.shape[-1]) > 1:
+        half = size // 2
+        a, b = x.map(lambda part, h=half: part[..., :h]), x.map(lambda part, h=half: part[..., h : 2 * h])  # type: ignore[misc]
+        rest = x.map(lambda part, h=half: part[..., 2 * h :])  # type: ignore[misc]
+        difference = b - a
+        right = 1 - (-difference).negative().__rsub__(1)  # 1 where b > a
+        winner = a + difference * right
+        if places is not None:
+            p, q = (
+                places.map(lambda part, h=half: part[..., :h, :]),  # type: ignore[misc]
+                places.map(lambda part, h=half: part[..., h : 2 * h, :]),  # type: ignore[misc]
+            )
+            left_over = places.map(lambda part, h=half: part[..., 2 * h :, :])  # type: ignore[misc]
+            won = p + (q - p) * right.map(lambda part: part[..., None])
+            places = won.join([left_over], lambda parts: torch.cat(parts, -2))
+        x = winner.join([rest], lambda parts: torch.cat(parts, -1))
+    return x.map(lambda part: part[..., 0]), None if places is None else places.map(lambda part: part[..., 0, :])
+
+
+def position(hot: Fixed) -> Fixed:
+    """The place of the one in a one-hot secret."""
+    result: Fixed = (hot * torch.arange(hot.shape[-1])).map(lambda part: part.sum(-1))
+    return result
+
+
+def sort(x: Fixed, descending: bool = False) -> tuple[Fixed, Fixed]:
+    """Batcher's odd-even merge sort along the last dimension, and the places the numbers came from.
+
+    Source: Batcher 1968, Sorting networks and their applications, https://doi.org/10.1145/1468075.1468121
+    """
+    size = x.shape[-1]
+    places = Fixed.constant(x.engine, torch.arange(size).expand(x.shape))
+    x.share()
+    for low, high in _network(size):
+        a, b = (x.map(lambda part, at=at: part[..., at]) for at in (low, high))  # type: ignore[misc]
+        swap = (a - b).negative() if descending else (b - a).negative()
+        p, q = (places.map(lambda part, at=at: part[..., at]) for at in (low, high))  # type: ignore[misc]
+        moved, carried = (b - a) * swap, (q - p) * swap
+        x, places = _placed(x, low, high, moved), _placed(places, low, high, carried)
+    return x, places
+
+
+def _placed(x: Fixed, low: list[int], high: list[int], moved: Fixed) -> Fixed:
+    """Adds `moved` at the low places and takes it from the high ones."""
+    share, added = x.share(), moved.share()
+
+    def put(part: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        out = part.clone()
+        out[..., low] += delta
+        out[..., high] -= delta
+        return out
+
+    parts = tuple(put(part, delta) for part, delta in zip(share.parts, added.parts, strict=True))
+    return Fixed(x.engine, Share(parts), x.home, x.home)
+
+
+@functools.cache
+def _network(size: int) -> list[tuple[list[int], list[int]]]:
+    """Layers of comparators that touch each place once."""
+    layers = []
+    whole = 1 << max(0, (size - 1).bit_length())
+    p = 1
+    while p < whole:
+        k = p
+        while k >= 1:
+            pairs = [
+                (i + j, i + j + k)
+                for j in range(k % p, whole - k, 2 * k)
+                for i in range(min(k, whole - j - k))
+                if (i + j) // (2 * p) == (i + j + k) // (2 * p) and i + j + k < size
+            ]
+            if pairs:
+                layers.append(([a for a, _ in pairs], [b for _, b in pairs]))
+            k //= 2
+        p *= 2
+    return layers

@@ -1,0 +1,159 @@
+"""Sums, products and quotients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hansa.mpc import functions
+from hansa.mpc.fixed import Fixed
+from hansa.mpc.operations.wrap import engine_of, floating, number, secret
+from hansa.mpc.ring import matmul
+from hansa.mpc.secret import SecretTensor, handles
+
+aten = torch.ops.aten
+
+
+@handles(aten.add.Tensor, aten.add.Scalar)
+def add(x: Any, y: Any, *, alpha: float = 1) -> SecretTensor:
+    """The sum x + alpha·y."""
+    engine = engine_of(x, y)
+    right = number(y, engine)
+    return secret(number(x, engine) + (right if alpha == 1 else right * alpha), floating(x, y))
+
+
+@handles(aten.sub.Tensor, aten.sub.Scalar)
+def sub(x: Any, y: Any, *, alpha: float = 1) -> SecretTensor:
+    """The difference x − alpha·y."""
+    engine = engine_of(x, y)
+    right = number(y, engine)
+    return secret(number(x, engine) - (right if alpha == 1 else right * alpha), floating(x, y))
+
+
+@handles(aten.rsub.Scalar, aten.rsub.Tensor)
+def rsub(x: Any, y: Any, *, alpha: float = 1) -> SecretTensor:
+    """The difference y − alpha·x."""
+    return sub(y, x, alpha=alpha)
+
+
+@handles(aten.neg.default)
+def neg(x: SecretTensor) -> SecretTensor:
+    """The number −x."""
+    return secret(-x.value, x.dtype)
+
+
+@handles(aten.mul.Tensor, aten.mul.Scalar)
+def mul(x: Any, y: Any) -> SecretTensor:
+    """The product, element by element."""
+    engine = engine_of(x, y)
+    return secret(number(x, engine) * number(y, engine), floating(x, y))
+
+
+@handles(aten.square.default)
+def square(x: SecretTensor) -> SecretTensor:
+    """The product with itself."""
+    return mul(x, x)
+
+
+@handles(aten.div.Tensor, aten.div.Scalar)
+def div(x: Any, y: Any) -> SecretTensor:
+    """The quotient: a public divisor's is a product, a secret one's an approximation."""
+    engine = engine_of(x, y)
+    divisor = number(y, engine)
+    inverse = (
+        Fixed.constant(engine, 1.0 / divisor.public.double()) if divisor.public is not None
+        else functions.reciprocal(divisor)
+    )  # fmt: skip
+    return secret(number(x, engine) * inverse, torch.float32)
+
+
+@handles(aten.reciprocal.default)
+def reciprocal(x: SecretTensor) -> SecretTensor:
+    """The number 1/x."""
+    return secret(functions.reciprocal(x.value))
+
+
+@handles(aten.pow.Tensor_Scalar)
+def power(x: SecretTensor, exponent: float) -> SecretTensor:
+    """Whole powers by products; −1/2, 1/2 and −1 by approximations."""
+    known = {0.5: functions.sqrt, -0.5: functions.rsqrt, -1: functions.reciprocal}
+    if exponent in known:
+        return secret(known[exponent](x.value))
+    if exponent != int(exponent) or exponent < 0:
+        raise ValueError(f"pow(x, {exponent}) has no protocol: whole powers, ±0.5 and −1 have.")
+    result, base, left = Fixed.constant(x.value.engine, torch.ones(())), x.value, int(exponent)
+    while left:
+        if left & 1:
+            result = base if result.public is not None else result * base
+        left >>= 1
+        if left:
+            base = base * base
+    return secret(result.map(lambda part: part.expand(x.shape)), x.dtype)
+
+
+@handles(aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default, aten.matmul.default)
+def mm(x: Any, y: Any) -> SecretTensor:
+    """The product of matrices."""
+    engine = engine_of(x, y)
+    a, b = number(x, engine), number(y, engine)
+    left, right = a.shape, b.shape
+    a = a.map(lambda part: part[None]) if len(left) == 1 else a
+    b = b.map(lambda part: part[:, None]) if len(right) == 1 else b
+    product = a.bilinear(b, _matmul)
+    if len(left) == 1:
+        product = product.map(lambda part: part[..., 0, :])
+    if len(right) == 1:
+        product = product.map(lambda part: part[..., 0])
+    return secret(product)
+
+
+@handles(aten.addmm.default, aten.addmv.default, aten.baddbmm.default)
+def addmm(bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> SecretTensor:
+    """The sum beta·bias + alpha·x·y."""
+    product = mm(x, y)
+    return add(mul(bias, beta) if beta != 1 else bias, mul(product, alpha) if alpha != 1 else product)
+
+
+@handles(aten.sum.default, aten.sum.dim_IntList)
+def total(x: SecretTensor, dim: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> SecretTensor:
+    """The sum over some dimensions, or all."""
+    dims = list(range(x.dim())) if not dim else list(dim)
+    return secret(x.value.map(lambda part: part.sum(dims, keepdim=keepdim) if dims else part), x.dtype)
+
+
+@handles(aten.mean.default, aten.mean.dim)
+def mean(x: SecretTensor, dim: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> SecretTensor:
+    """The sum over the public count."""
+    summed = total(x, dim, keepdim)
+    return secret(summed.value * (summed.numel() / x.numel()))
+
+
+@handles(aten.addcmul.default)
+def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> SecretTensor:
+    """The sum x + value·a·b."""
+    product = mul(a, b)
+    return add(x, mul(product, value) if value != 1 else product)
+
+
+@handles(aten.addcdiv.default)
+def addcdiv(x: Any, a: Any, b: Any, *, value: float = 1) -> SecretTensor:
+    """The sum x + value·a/b."""
+    quotient = div(a, b)
+    return add(x, mul(quotient, value) if value != 1 else quotient)
+
+
+@handles(aten.lerp.Scalar)
+def lerp(x: Any, y: Any, weight: float) -> SecretTensor:
+    """The mean x + weight·(y − x)."""
+    return add(x, mul(sub(y, x), weight))
+
+
+@handles(aten.linear.default)
+def linear(x: Any, weight: Any, bias: Any = None) -> SecretTensor:
+    """A dense layer."""
+    product = mm(x, weight.t() if weight.dim() == 2 else weight)
+    return product if bias is None else add(product, bias)
+
+
+def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return matmul(a, b) if a.dtype == torch.int64 and b.dtype == torch.int64 else torch.matmul(a, b)

@@ -1,0 +1,193 @@
+"""Comparisons, choices, maxima and order."""
+
+from typing import Any
+
+import torch
+
+from hansa.mpc import functions
+from hansa.mpc.fixed import Fixed
+from hansa.mpc.operations.wrap import engine_of, floating, number, secret
+from hansa.mpc.secret import SecretTensor, handles
+
+aten = torch.ops.aten
+
+
+def _less(x: Any, y: Any) -> Fixed:
+    engine = engine_of(x, y)
+    return (number(x, engine) - number(y, engine)).negative()
+
+
+@handles(aten.lt.Tensor, aten.lt.Scalar)
+def lt(x: Any, y: Any) -> SecretTensor:
+    """Whether x < y."""
+    return secret(_less(x, y), torch.bool)
+
+
+@handles(aten.gt.Tensor, aten.gt.Scalar)
+def gt(x: Any, y: Any) -> SecretTensor:
+    """Whether x > y."""
+    return secret(_less(y, x), torch.bool)
+
+
+@handles(aten.ge.Tensor, aten.ge.Scalar)
+def ge(x: Any, y: Any) -> SecretTensor:
+    """Whether x ≥ y."""
+    return secret(1 - _less(x, y), torch.bool)
+
+
+@handles(aten.le.Tensor, aten.le.Scalar)
+def le(x: Any, y: Any) -> SecretTensor:
+    """Whether x ≤ y."""
+    return secret(1 - _less(y, x), torch.bool)
+
+
+@handles(aten.eq.Tensor, aten.eq.Scalar)
+def eq(x: Any, y: Any) -> SecretTensor:
+    """Whether x = y, in every bit of the fraction."""
+    engine = engine_of(x, y)
+    return secret(functions.equal(number(x, engine), number(y, engine)), torch.bool)
+
+
+@handles(aten.ne.Tensor, aten.ne.Scalar)
+def ne(x: Any, y: Any) -> SecretTensor:
+    """Whether x ≠ y."""
+    return secret(1 - eq(x, y).value, torch.bool)
+
+
+@handles(aten.logical_not.default, aten.bitwise_not.default)
+def logical_not(x: SecretTensor) -> SecretTensor:
+    """Of a secret condition."""
+    return secret(1 - x.value, torch.bool)
+
+
+@handles(aten.logical_and.default, aten.bitwise_and.Tensor)
+def logical_and(x: Any, y: Any) -> SecretTensor:
+    """Of two conditions."""
+    engine = engine_of(x, y)
+    return secret(number(x, engine) * number(y, engine), torch.bool)
+
+
+@handles(aten.logical_or.default, aten.bitwise_or.Tensor)
+def logical_or(x: Any, y: Any) -> SecretTensor:
+    """Of two conditions."""
+    engine = engine_of(x, y)
+    a, b = number(x, engine), number(y, engine)
+    return secret(a + b - a * b, torch.bool)
+
+
+@handles(aten.sign.default)
+def sign(x: SecretTensor) -> SecretTensor:
+    """−1, 0 or 1."""
+    return secret((-x.value).negative() - x.value.negative(), x.dtype)
+
+
+@handles(aten.where.self)
+def where(condition: Any, x: Any, y: Any) -> SecretTensor:
+    """Element of x where the condition holds, else of y."""
+    engine = engine_of(condition, x, y)
+    a, b = number(x, engine), number(y, engine)
+    if not isinstance(condition, SecretTensor):
+        mask = condition.to(torch.int64)
+        return secret(a * mask + b * (1 - mask), floating(x, y))
+    return secret(b + condition.value * (a - b), floating(x, y))
+
+
+@handles(aten.abs.default)
+def absolute(x: SecretTensor) -> SecretTensor:
+    """The magnitude."""
+    return secret(x.value - x.value * x.value.negative() * 2, x.dtype)
+
+
+@handles(aten.clamp.default)
+def clamp(x: SecretTensor, low: Any = None, high: Any = None) -> SecretTensor:
+    """Between public or secret bounds."""
+    out = x
+    if low is not None:
+        out = maximum(out, low)
+    return minimum(out, high) if high is not None else out
+
+
+@handles(aten.maximum.default)
+def maximum(x: Any, y: Any) -> SecretTensor:
+    """The larger, element by element."""
+    engine = engine_of(x, y)
+    a, b = number(x, engine), number(y, engine)
+    difference = a - b
+    return secret(a - difference * difference.negative(), floating(x, y))
+
+
+@handles(aten.minimum.default)
+def minimum(x: Any, y: Any) -> SecretTensor:
+    """The smaller, element by element."""
+    engine = engine_of(x, y)
+    a, b = number(x, engine), number(y, engine)
+    difference = a - b
+    return secret(b + difference * difference.negative(), floating(x, y))
+
+
+@handles(aten.amax.default)
+def amax(x: SecretTensor, dim: Any = (), keepdim: bool = False) -> SecretTensor:
+    """The largest along dimensions, by a tournament."""
+    value, _ = functions.maximum(*_last(x, dim))
+    return secret(_back(value, x, dim, keepdim), x.dtype)
+
+
+@handles(aten.max.default)
+def largest(x: SecretTensor) -> SecretTensor:
+    """The largest of all."""
+    return amax(x)
+
+
+@handles(aten.max.dim)
+def max_dim(x: SecretTensor, dim: int, keepdim: bool = False) -> tuple[SecretTensor, SecretTensor]:
+    """The largest along a dimension, and its secret index (the first, where several are)."""
+    value, hot = functions.maximum(*_last(x, [dim]), hot=True)
+    assert hot is not None
+    index = functions.position(hot)
+    return (
+        secret(_back(value, x, [dim], keepdim), x.dtype),
+        secret(_back(index, x, [dim], keepdim), torch.int64),
+    )
+
+
+@handles(aten.argmax.default)
+def argmax(x: SecretTensor, dim: int | None = None, keepdim: bool = False) -> SecretTensor:
+    """The secret index of the largest."""
+    if dim is None:
+        return max_dim(x.reshape(-1), 0)[1]
+    return max_dim(x, dim, keepdim)[1]
+
+
+@handles(aten.sort.default)
+def sort(x: SecretTensor, dim: int = -1, descending: bool = False) -> tuple[SecretTensor, SecretTensor]:
+    """In order along a dimension, and the secret places they came from; equal ones in any order."""
+    values, places = functions.sort(x.value.map(lambda part: part.movedim(dim, -1)), descending)
+    return (
+        secret(values.map(lambda part: part.movedim(-1, dim)), x.dtype),
+        secret(places.map(lambda part: part.movedim(-1, dim)), torch.int64),
+    )
+
+
+@handles(aten.topk.default)
+def topk(
+    x: SecretTensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[SecretTensor, SecretTensor]:
+    """The k largest along a dimension, and their secret indices."""
+    values, places = sort(x, dim, largest)
+    return values.narrow(dim, 0, k), places.narrow(dim, 0, k)
+
+
+def _last(x: SecretTensor, dim: Any) -> tuple[Fixed]:
+    """The dimensions to reduce as one last dimension."""
+    dims = [each % x.dim() for each in dim] or list(range(x.dim()))
+    kept = [each for each in range(x.dim()) if each not in dims]
+    shape = [x.shape[each] for each in kept]
+    return (x.value.map(lambda part: part.permute(*kept, *dims).reshape(*shape, -1)),)
+
+
+def _back(value: Fixed, x: SecretTensor, dim: Any, keepdim: bool) -> Fixed:
+    if not keepdim:
+        return value
+    dims = [each % x.dim() for each in dim] or list(range(x.dim()))
+    shape = [1 if each in dims else size for each, size in enumerate(x.shape)]
+    return value.map(lambda part: part.reshape(shape))

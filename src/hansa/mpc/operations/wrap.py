@@ -1,0 +1,51 @@
+"""Between tensors of the program and numbers of the engine."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from hansa.mpc.fixed import Engine, Fixed
+from hansa.mpc.secret import SecretTensor
+
+
+def engine_of(*things: Any) -> Engine:
+    """The engine of the first secret among arguments."""
+    for thing in things:
+        if isinstance(thing, SecretTensor):
+            return thing.value.engine
+        if isinstance(thing, list | tuple):
+            for each in thing:
+                if isinstance(each, SecretTensor):
+                    return each.value.engine
+    raise AssertionError("no secret among the arguments")
+
+
+def number(thing: Any, engine: Engine) -> Fixed:
+    """Any operand as a number; what is not secret is public."""
+    if isinstance(thing, SecretTensor):
+        return thing.value
+    return Fixed.constant(engine, torch.as_tensor(thing))
+
+
+def secret(value: Fixed, dtype: torch.dtype = torch.float32) -> SecretTensor:
+    """A number as a tensor of the program."""
+    return SecretTensor(value, dtype)
+
+
+def floating(*things: Any) -> torch.dtype:
+    """The dtype of an arithmetic result."""
+    result = torch.result_type if len(things) == 2 else None
+    if result is not None:
+        return torch.result_type(*(_like(thing) for thing in things))
+    dtype = things[0].dtype
+    return dtype if dtype.is_floating_point else torch.float32
+
+
+def _like(thing: Any) -> Any:
+    return torch.empty(thing.shape, dtype=thing.dtype, device="meta") if isinstance(thing, torch.Tensor) else thing
+
+
+def numbers(things: Iterable[Any], engine: Engine) -> list[Fixed]:
+    """Several operands."""
+    return [number(thing, engine) for thing in things]

@@ -1,0 +1,139 @@
+"""What a program computed and sent, by operation: a protocol that counts.
+
+session.report()      a table of calls, seconds, rounds and bytes
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hansa.core.runtime import Mesh
+from hansa.mpc.protocol import Bilinear, Cost, Protocol, Ring, Share
+
+
+@dataclass
+class Line:
+    """One operation's totals at this party."""
+
+    calls: int = 0
+    elements: int = 0
+    seconds: float = 0.0
+    rounds: int = 0
+    sent_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Totals by operation, and what was revealed to whom.
+
+    Args:
+      lines: operation to totals; nested operations count in both.
+      revealed: receivers and shape of every opened tensor.
+    """
+
+    lines: dict[str, Line]
+    revealed: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = ()
+
+    def __str__(self) -> str:
+        head = f"{'operation':<16}{'calls':>8}{'elements':>14}{'seconds':>10}{'rounds':>8}{'MB sent':>10}"
+        body = [
+            f"{name:<16}{line.calls:>8}{line.elements:>14,}{line.seconds:>10.3f}{line.rounds:>8}"
+            f"{line.sent_bytes / 1e6:>10.3f}"
+            for name, line in sorted(self.lines.items(), key=lambda pair: -pair[1].seconds)
+        ]
+        opened = [f"revealed to {', '.join(to)}: shape {shape}" for to, shape in self.revealed]
+        return "\n".join([head, *body, *opened])
+
+
+class Meter(Protocol):
+    """A protocol that counts what it is asked; all else is the protocol's own."""
+
+    name = "meter"
+    parties = 0
+    corruption = "as the protocol that it counts"
+
+    def __init__(self, protocol: Protocol, mesh: Mesh) -> None:
+        super().__init__(mesh)
+        self.protocol = protocol
+        self.revealed: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+        self._lines: dict[str, Line] = {}
+
+    @contextmanager
+    def operation(self, name: str, elements: int = 0) -> Iterator[None]:
+        """Counts what happens inside under this name."""
+        counters, began = self.mesh.counters, time.perf_counter()
+        rounds, sent = counters.rounds, sum(counters.sent_bytes.values())
+        yield
+        line = self._lines.setdefault(name, Line())
+        line.calls += 1
+        line.elements += elements
+        line.seconds += time.perf_counter() - began
+        line.rounds += counters.rounds - rounds
+        line.sent_bytes += sum(counters.sent_bytes.values()) - sent
+
+    def report(self) -> Report:
+        """Totals until now."""
+        return Report({name: Line(**vars(line)) for name, line in self._lines.items()}, tuple(self.revealed))
+
+    def _counted(self, name: str, run: Any, *args: Any) -> Any:
+        with self.operation(name, args[0].parts[0].numel() if isinstance(args[0], Share) else 0):
+            return run(*args)
+
+    def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
+        """Counted under `share`."""
+        return self.protocol.input(value, shape, owner)
+
+    def constant(self, value: Ring) -> Share:
+        """Costs nothing."""
+        return self.protocol.constant(value)
+
+    def constant_bits(self, value: torch.Tensor) -> Share:
+        """Costs nothing."""
+        return self.protocol.constant_bits(value)
+
+    def open(self, share: Share, to: Sequence[str] | None = None) -> Ring | None:
+        """Counted under `reveal`."""
+        return self.protocol.open(share, to)
+
+    def product(self, x: Share, y: Share, op: Bilinear) -> Share:
+        """Counted."""
+        summands: Share = self._counted("product", self.protocol.product, x, y, op)
+        return summands
+
+    def settle(self, summands: Share, shift: int = 0) -> Share:
+        """Counted."""
+        name = "truncate" if shift else "reshare"
+        share: Share = self._counted(name, self.protocol.settle, summands, shift)
+        return share
+
+    def summands(self, x: Share) -> Share:
+        """Costs nothing."""
+        return self.protocol.summands(x)
+
+    def both(self, x: Share, y: Share) -> Share:
+        """Counted."""
+        share: Share = self._counted("and", self.protocol.both, x, y)
+        return share
+
+    def negative(self, x: Share) -> Share:
+        """Counted."""
+        share: Share = self._counted("compare", self.protocol.negative, x)
+        return share
+
+    def bits(self, x: Share) -> Share:
+        """Counted."""
+        share: Share = self._counted("bits", self.protocol.bits, x)
+        return share
+
+    def to_arithmetic(self, bit: Share) -> Share:
+        """Counted."""
+        share: Share = self._counted("to arithmetic", self.protocol.to_arithmetic, bit)
+        return share
+
+    def cost(self, operation: str, elements: int) -> Cost:
+        """The protocol's own."""
+        return self.protocol.cost(operation, elements)

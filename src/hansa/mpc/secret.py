@@ -1,0 +1,152 @@
+"""`SecretTensor`: a torch.Tensor whose values nobody sees.
+
+It has the shape, dtype and device of the value it hides. Autograd records operations on it as on any tensor; what runs
+below autograd, forward and backward, is looked up here by its ATen name:
+
+    a handler of ours       addmm, relu, convolution, …                       in `mpc.operations`
+    a decomposition         PyTorch's own, into operations that have one
+    an error                that names the operation, and the nearest thing that works
+
+There is one way out, `Session.reveal`. Whatever else would read a value (`item`, `bool`, `print`, `numpy`) is an error
+that names the line.
+"""
+
+import difflib
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch._decomp import core_aten_decompositions
+
+from hansa.core.errors import HansaError
+from hansa.mpc.fixed import Fixed
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+_HANDLERS: dict[Any, Callable[..., Any]] = {}
+_OPENS = ("_local_scalar_dense", "is_nonzero", "item", "equal", "_to_cpu", "nonzero", "unique", "masked_select")
+
+
+class SecretError(HansaError):
+    """A program that would open a secret, or asks for an operation that has no protocol."""
+
+    exit_code = 29
+
+
+def handles(*operations: Any) -> Callable[[_Handler], _Handler]:
+    """Registers a handler for ATen operations."""
+
+    def register(handler: _Handler) -> _Handler:
+        for operation in operations:
+            _HANDLERS[operation] = handler
+        return handler
+
+    return register
+
+
+class SecretTensor(torch.Tensor):
+    """A secret-shared tensor; `Session.share` makes one, `Session.reveal` opens it."""
+
+    value: Fixed
+
+    @staticmethod
+    def __new__(
+        cls: type["SecretTensor"], value: Fixed, dtype: torch.dtype = torch.float32, requires_grad: bool = False
+    ) -> "SecretTensor":
+        made: SecretTensor = torch.Tensor._make_wrapper_subclass(
+            cls, value.shape, dtype=dtype, device="cpu", requires_grad=requires_grad
+        )
+        made.value = value
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if handler := _HANDLERS.get(func):
+            return handler(*args, **given)
+        if functional := _functional(func):
+            into = args[0]
+            into.value = dispatch(functional, args, given).value
+            return into
+        if (decomposed := _decompositions().get(func)) is not None:
+            return decomposed(*args, **given)
+        if (decomposed := func.decompose(*args, **given)) is not NotImplemented:
+            return decomposed
+        raise _refusal(func)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"SecretTensor(shape={tuple(self.shape)}, dtype={str(self.dtype).removeprefix('torch.')})"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def numpy(self, **_: Any) -> Any:
+        """Always an error: it would open the secret."""
+        raise _opening("numpy()")
+
+    def tolist(self) -> Any:
+        """Always an error: it would open the secret."""
+        raise _opening("tolist()")
+
+    def __array__(self, *_: Any) -> Any:
+        raise _opening("numpy.asarray()")
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise SecretError("a secret tensor is one party's share: save it with `session.save`, never with pickle.")
+
+
+def dispatch(func: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Runs an ATen operation as if a program had called it."""
+    return SecretTensor.__torch_dispatch__(func, (), args, kwargs)
+
+
+def _functional(func: Any) -> Any:
+    """The operation that an in-place one writes back, as add for add_."""
+    name = func._schema.name.split("::")[1]
+    if not name.endswith("_") or name.startswith("__"):
+        return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    overload = getattr(packet, func._overloadname, None) if packet is not None else None
+    return overload
+
+
+_TABLE: dict[Any, Any] = {}
+
+
+def _decompositions() -> Mapping[Any, Any]:
+    if not _TABLE:
+        from torch._decomp import decomposition_table
+
+        _TABLE.update(decomposition_table)
+        _TABLE.update(core_aten_decompositions())
+    return _TABLE
+
+
+def _refusal(func: Any) -> SecretError:
+    name = func._schema.name.split("::")[1]
+    if name in _OPENS:
+        return _opening(name)
+    known = sorted({operation._schema.name.split("::")[1] for operation in _HANDLERS})
+    near = difflib.get_close_matches(name, known, 3) or known[:3]
+    return SecretError(f"'{name}' has no protocol on secret tensors{_line()}: nearest are {', '.join(near)}.")
+
+
+def _opening(what: str) -> SecretError:
+    return SecretError(
+        f"{what} would open a secret{_line()}: compute on it as a tensor (torch.where instead of `if`), or open it on "
+        "purpose with session.reveal(tensor, to=...)."
+    )
+
+
+def _line() -> str:
+    """Where in the user's program this happens."""
+    for frame in reversed(traceback.extract_stack()):
+        if "/torch/" not in frame.filename and "/hansa/" not in frame.filename:
+            return f" at {frame.filename}:{frame.lineno} ({frame.line})"
+    return ""

@@ -1,0 +1,249 @@
+"""A session: the parties of one program, and the two doors of secrecy, `share` and `reveal`.
+
+    with hansa.mpc.connect("parties.toml", identity="bank.pem") as session:
+        x = session.share(load_features, owner="bank")       # the loader runs at the bank alone
+        y = session.share(load_labels, owner="shop")
+        model = session.share_module(nn.Linear(13, 1))
+        …                                                     # an ordinary training loop
+        weights = session.reveal(model.state_dict(), to="bank")
+
+Every computing party runs the same program. What differs between them (code, settings) is found by a hash before
+anything is shared.
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from hansa.core.errors import ConfigError, DataError
+from hansa.core.runtime import Mesh
+from hansa.mpc import operations
+from hansa.mpc.aby3 import Aby3
+from hansa.mpc.fixed import Engine, Fixed
+from hansa.mpc.plain import Plain
+from hansa.mpc.protocol import Protocol
+from hansa.mpc.report import Meter, Report
+from hansa.mpc.ring import FRACTION_BITS, decode, encode
+from hansa.mpc.secret import SecretTensor
+from hansa.runtimes.mesh import LocalMesh, Parties, TlsMesh
+from hansa.runtimes.mesh.local import together
+
+_log = logging.getLogger("hansa.mpc")
+_T = TypeVar("_T")
+_PROTOCOLS: Mapping[str, type[Protocol]] = {"plain": Plain, "aby3": Aby3}
+_DTYPES = {str(each).removeprefix("torch."): each for each in (torch.float32, torch.float64, torch.int64, torch.bool)}
+
+assert operations.__all__  # importing them registers what the tensors can do
+
+
+class Session:
+    """One party's view of a running program.
+
+    Args:
+      mesh: links to the other parties.
+      protocol: `aby3` (three parties) or `plain` (one, for writing programs).
+      fraction_bits: of all real numbers: their error is 2^−(bits + 1), their largest magnitude 2^(62 − bits).
+      sigmoid: `spline` (error below 2e-3) or `three` (0, x + 1/2, 1).
+      truncation: `exact`, or `fast` with its stated probability of a wild value.
+    """
+
+    def __init__(
+        self, mesh: Mesh, protocol: str = "aby3", *, fraction_bits: int = FRACTION_BITS, sigmoid: str = "spline",
+        truncation: str = "exact",
+    ) -> None:  # fmt: skip
+        if protocol not in _PROTOCOLS:
+            raise ConfigError(f"protocol='{protocol}': choose one of {', '.join(_PROTOCOLS)}.")
+        if not 8 <= fraction_bits <= 20:
+            raise ConfigError(f"fraction_bits={fraction_bits}: choose 8 to 20.")
+        if sigmoid not in ("spline", "three"):
+            raise ConfigError(f"sigmoid='{sigmoid}': choose 'spline' or 'three'.")
+        self.mesh, self.me = mesh, mesh.me
+        self.names = tuple(sorted((mesh.me, *mesh.peers)))
+        settings = [protocol, fraction_bits, sigmoid, truncation, torch.__version__]
+        self._agree("settings", json.dumps(settings).encode())
+        options = {"truncation": truncation} if protocol == "aby3" else {}
+        side = _PROTOCOLS[protocol](mesh, **options)
+        self.meter = Meter(side, mesh)
+        self._engine = Engine(self.meter, fraction_bits, sigmoid)
+        self._engine.random.manual_seed(int.from_bytes(self._common_seed()[:7], "little"))
+
+    # -- the two doors
+
+    def share(self, load: Any, owner: str, *, dtype: torch.dtype | None = None) -> SecretTensor:
+        """Shares what one party has.
+
+        Args:
+          load: a tensor, an array, or a callable that gives one; used at the owner alone. The others may pass the same
+            callable, or None.
+          owner: its name.
+          dtype: of the secret; that of the value if None, floats as float32.
+
+        Returns:
+          A secret of the value's shape and dtype, which are public.
+
+        Raises:
+          DataError: a number is NaN, infinite, or beyond the fixed-point range.
+        """
+        if owner not in self.names:
+            raise ConfigError(f"owner='{owner}' is no party: choose one of {', '.join(self.names)}.")
+        value = code = None
+        head = b""
+        if owner == self.me:
+            value = torch.as_tensor(load() if callable(load) else load)
+            wanted = dtype or (value.dtype if not value.is_floating_point() else torch.float32)
+            wanted = torch.int64 if not wanted.is_floating_point and wanted != torch.bool else wanted
+            bits = self._engine.bits if wanted.is_floating_point else 0
+            code = encode(value, bits, f"the input of '{owner}', shape {tuple(value.shape)},")
+            head = json.dumps([list(value.shape), str(wanted).removeprefix("torch.")]).encode()
+            for peer in self.mesh.peers:
+                self.mesh.send(peer, "shape", [head])
+        else:
+            head = bytes(self.mesh.recv(owner, "shape")[0])
+        shape, name = json.loads(head)
+        if name not in _DTYPES:
+            raise DataError(f"'{owner}' shares a tensor of type {name}: use floats, integers or booleans.")
+        with self.meter.operation("share"):
+            share = self.meter.input(code, shape, owner)
+        bits = self._engine.bits if _DTYPES[name].is_floating_point else 0
+        return SecretTensor(Fixed(self._engine, share, bits, bits), _DTYPES[name])
+
+    def share_module(self, module: torch.nn.Module, owner: str | None = None) -> torch.nn.Module:
+        """Makes a module's parameters and buffers secret, in place.
+
+        Args:
+          module: the same class and sizes at every party.
+          owner: whose values count; None takes those of the first party, whose initial values the others then do not
+            know.
+        """
+        whose = owner or self.names[0]
+        for child in module.modules():
+            for name, parameter in list(child._parameters.items()):
+                if parameter is not None:
+                    made = self.share(parameter.detach(), whose)
+                    child._parameters[name] = torch.nn.Parameter(made, requires_grad=parameter.requires_grad)
+            for name, buffer in list(child._buffers.items()):
+                if buffer is not None and buffer.is_floating_point():
+                    child._buffers[name] = self.share(buffer, whose)
+        return module
+
+    def reveal(self, secret: Any, to: str | Sequence[str] | None = None) -> Any:
+        """Opens secrets: the only way out, and logged.
+
+        Args:
+          secret: a secret tensor, or a mapping or sequence of them.
+          to: who learns it: one name, several, or None for all parties.
+
+        Returns:
+          The value at those who learn it, None at the others; mappings and sequences alike.
+        """
+        receivers = self.names if to is None else (to,) if isinstance(to, str) else tuple(to)
+        unknown = sorted(set(receivers) - set(self.names))
+        if unknown:
+            raise ConfigError(f"to={unknown} are no parties: choose from {', '.join(self.names)}.")
+        if isinstance(secret, Mapping):
+            return {name: self.reveal(each, receivers) for name, each in secret.items()}
+        if isinstance(secret, list | tuple):
+            return [self.reveal(each, receivers) for each in secret]
+        if not isinstance(secret, SecretTensor):
+            return secret
+        shape, value = tuple(secret.shape), secret.value
+        _log.info("revealed to %s: a tensor of shape %s", ", ".join(receivers), shape)
+        self.meter.revealed.append((tuple(receivers), shape))
+        if value.public is not None:
+            return value.public.to(secret.dtype) if self.me in receivers else None
+        with self.meter.operation("reveal"):
+            opened = value.open(receivers)
+        return None if opened is None else decode(opened, value.home, secret.dtype)
+
+    def report(self) -> Report:
+        """What has been computed and sent so far, by operation."""
+        return self.meter.report()
+
+    # -- inside
+
+    def _agree(self, what: str, mine: bytes) -> None:
+        """Refuses to go on unless all parties have the same."""
+        digest = hashlib.sha256(mine).digest()
+        for peer in self.mesh.peers:
+            self.mesh.send(peer, what, [digest])
+        for peer in self.mesh.peers:
+            if bytes(self.mesh.recv(peer, what)[0]) != digest:
+                raise ConfigError(f"party '{peer}' has other {what}: run the same program everywhere.")
+
+    def _common_seed(self) -> bytes:
+        """Random bytes that all parties know, for what is public and must be alike."""
+        seed = secrets.token_bytes(16) if self.me == self.names[0] else b""
+        if seed:
+            for peer in self.mesh.peers:
+                self.mesh.send(peer, "seed", [seed])
+            return seed
+        return bytes(self.mesh.recv(self.names[0], "seed")[0])
+
+    def close(self) -> None:
+        """Ends the session together with the other parties."""
+        if isinstance(self.mesh, TlsMesh):
+            self.mesh.close()
+
+    def __enter__(self) -> Self:
+        torch.backends.mkldnn.set_flags(False)  # its recurrent layers are one operation, which no protocol has
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        torch.backends.mkldnn.set_flags(True)
+        if isinstance(self.mesh, TlsMesh):
+            self.mesh.__exit__(kind, error, trace)
+
+
+def connect(
+    parties: str | os.PathLike[str] | Parties, *, identity: str | os.PathLike[str], protocol: str = "aby3",
+    program: str | os.PathLike[str] | None = None, wait_s: float = 60.0, **options: Any,
+) -> Session:  # fmt: skip
+    """A session with the parties of a file, over mutual TLS.
+
+    Args:
+      parties: the file, or what was read from it.
+      identity: this party's identity file, of role `party`.
+      protocol: see `Session`.
+      program: the file whose content all parties must share; the calling script if None.
+      wait_s: for the others to come.
+      options: of `Session`.
+    """
+    known = parties if isinstance(parties, Parties) else Parties.read(parties)
+    file = Path(program) if program is not None else Path(sys.argv[0])
+    content = file.read_bytes() if file.is_file() else b""
+    settings = json.dumps([protocol, sorted(options.items())]).encode()
+    digest = hashlib.sha256(hashlib.sha256(content).digest() + settings).digest()
+    return Session(TlsMesh(str(identity), known, digest, wait_s=wait_s), protocol, **options)
+
+
+def local(program: Callable[[Session], _T], protocol: str = "aby3", **options: Any) -> list[_T]:
+    """Runs all parties of a program here, as threads, and gives what each returned.
+
+    Args:
+      program: takes the session of its party.
+      protocol: see `Session`.
+      options: of `Session`.
+    """
+    if protocol not in _PROTOCOLS:
+        raise ConfigError(f"protocol='{protocol}': choose one of {', '.join(_PROTOCOLS)}.")
+    if len(inspect.signature(program).parameters) != 1:
+        raise ConfigError("the program of hansa.mpc.local takes one argument, the session of its party.")
+    names = [f"party-{at}" for at in range(_PROTOCOLS[protocol].parties)]
+
+    def party(mesh: LocalMesh) -> _T:
+        with Session(mesh, protocol, **options) as session:
+            return program(session)
+
+    return together(LocalMesh.of(names), party)
