@@ -1,10 +1,35 @@
-"""What releases cost in privacy, and where protective noise comes from.
+"""What releases cost in privacy, how much noise a target takes, and where protective noise comes from.
 
-epsilon(job, population=..., delta=...)   what a job will cost
+epsilon(job, population=..., delta=...)   what a job will cost, against who sees its models, or against the server
 epsilon_of(ledger, delta)                 what has been spent
-check_budget(job, population, ledger)     refuses a job that would exceed its own budget
+multiplier(epsilon, delta, rate, rounds)  the noise that a target takes
+check_budget(job, population, ledger)     refuses a job that would exceed a budget
 """
 
-from hansa.privacy.accountant import ADD_OR_REMOVE, REPLACE, Cost, check_budget, epsilon, epsilon_of
+from hansa.privacy.accountant import (
+    ADD_OR_REMOVE,
+    ALONE,
+    MODELS,
+    REPLACE,
+    SERVER,
+    Cost,
+    check_budget,
+    epsilon,
+    epsilon_of,
+)
+from hansa.privacy.calibrate import analytic_gaussian, classic_gaussian, multiplier
 
-__all__ = ["ADD_OR_REMOVE", "REPLACE", "Cost", "check_budget", "epsilon", "epsilon_of"]
+__all__ = [
+    "ADD_OR_REMOVE",
+    "ALONE",
+    "MODELS",
+    "REPLACE",
+    "SERVER",
+    "Cost",
+    "analytic_gaussian",
+    "check_budget",
+    "classic_gaussian",
+    "epsilon",
+    "epsilon_of",
+    "multiplier",
+]

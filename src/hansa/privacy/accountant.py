@@ -1,19 +1,25 @@
-"""What the events of a ledger cost in privacy: ε at a δ, by the dp-accounting library, in two ways that are both
-bounds.
+"""What the events of a ledger cost in privacy: ε at a δ, in two ways that are both bounds.
 
-    RDP   Rényi differential privacy: composes any number of rounds at once; somewhat loose
-    PLD   privacy loss distributions: tight for Poisson sampling and for none
+    RDP   Rényi differential privacy: composes any number of rounds at once; somewhat loose. By the dp-accounting
+          library, and by `mechanisms` for what that does not know
+    PLD   privacy loss distributions, by that library: tight for Poisson sampling and for none; not for every mechanism
 
-What ε speaks of depends on how clients were drawn, and the two are not mixed:
+What ε speaks of depends on how clients were drawn and where the noise was added, and these are not mixed:
 
     poisson, none   one client's contributions replaced by zeros in every round (zero-out, which costs what
                     add-or-remove costs). One client moves a sum by at most C: multiplier z as recorded.
     fixed           one client replaced by another. One client moves a sum by at most 2·C: multiplier z/2. RDP amplifies
                     by sampling without replacement (Wang et al. 2019); PLD has no such event, and counts every round
                     as if everybody were in it, which is a bound too.
+    local           one client's contributions replaced by any others, each seen alone: multiplier as recorded, which is
+                    measured by 2·C already. Nothing is amplified: whoever sees a contribution knows whose it is.
 
-A ledger that has both is accounted as fixed, with Poisson rounds unamplified. An event of another mechanism gives no ε:
-an error that says so, never a wrong number.
+A ledger that has several is accounted as replacement, with Poisson rounds unamplified. An event of another mechanism
+gives no ε: an error that says so, never a wrong number.
+
+Against the server itself (`against="server"`) only noise counts that it does not add: what workers add to their own
+contributions, and the shares of distributed noise under a sum that hides the single ones; and never a sample, since the
+server drew it.
 
 Sources: Mironov, Talwar and Zhang 2019, https://arxiv.org/abs/1908.10530; Koskela, Jälkö and Honkela 2020,
 https://arxiv.org/abs/1906.03049; Wang, Balle and Kasiviswanathan 2019, https://arxiv.org/abs/1808.00087
@@ -23,21 +29,35 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hansa.core.errors import BudgetExceeded, ConfigError, MissingExtra
 from hansa.core.job import Job
-from hansa.core.ledger import Event, Ledger
+from hansa.core.ledger import Entry, Event, Ledger
+from hansa.privacy.correlated import CORRELATED, Run
+from hansa.privacy.mechanisms import DISCRETE_GAUSSIAN, SKELLAM, Shares, divergences, without_replacement
 
 ADD_OR_REMOVE = "add or remove one client"
 REPLACE = "replace one client"
+ALONE = "replace one client's contributions, each seen alone"
+
+MODELS, SERVER = "models", "server"
+"""Against whom: those who see the models of all rounds, or the server itself."""
+
+LOCAL = "local "
+"""Before the name of a mechanism whose noise protects a contribution seen alone."""
+
+_DISTRIBUTED = (DISCRETE_GAUSSIAN, SKELLAM)
+_DISCRETE = (*_DISTRIBUTED, *(LOCAL + name for name in _DISTRIBUTED))
+_KNOWN = ("gaussian", "laplace", LOCAL + "gaussian", LOCAL + "laplace", CORRELATED, *_DISCRETE)
 
 # Fewer than the library tries: each takes it a good while without replacement, and any choice of orders gives a bound.
 _FIXED_ORDERS = tuple(float(order) for order in (*range(2, 33), 40, 48, 64, 96, 128, 192, 256))
+_WHOLE_ORDERS = tuple(float(order) for order in (*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512, 768, 1024))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +66,7 @@ class Cost:
 
     Args:
       delta: δ of both.
-      rdp, pld: ε by each way of accounting; inf where nothing is protected.
+      rdp, pld: ε by each way of accounting; inf where nothing is protected, or that way cannot tell.
       relation: which two populations ε says cannot be told apart.
       notes: what a reader of the number should know.
     """
@@ -66,10 +86,15 @@ class Cost:
         return self.epsilon
 
     def __str__(self) -> str:
-        return f"ε = {self.epsilon:.5g} (RDP {self.rdp:.5f}, PLD {self.pld:.5f}) at δ = {self.delta:g}, {self.relation}"
+        if math.isinf(self.epsilon):
+            return f"ε = ∞: nothing is protected, {self.relation}"
+        ways = f"RDP {self.rdp:.5f}" + (f", PLD {self.pld:.5f}" if math.isfinite(self.pld) else "")
+        return f"ε = {self.epsilon:.5g} ({ways}) at δ = {self.delta:g}, {self.relation}"
 
 
-def epsilon(job: Job, *, population: int, delta: float | None = None, rounds: int | None = None) -> Cost:
+def epsilon(
+    job: Job, *, population: int, delta: float | None = None, rounds: int | None = None, against: str = MODELS
+) -> Cost:
     """What all rounds of a job will cost, each succeeding at its first attempt (void ones that were opened are charged
     too).
 
@@ -78,6 +103,7 @@ def epsilon(job: Job, *, population: int, delta: float | None = None, rounds: in
       population: clients that could be asked.
       delta: the job's own if None; well below 1 / population.
       rounds: how many of them; all if None.
+      against: `models`, those who see the models of all rounds, or `server`.
 
     Raises:
       JobError: the job cannot be bound.
@@ -88,32 +114,48 @@ def epsilon(job: Job, *, population: int, delta: float | None = None, rounds: in
     events = job.bind(population).events()
     if not events:
         raise ConfigError("no stage of this job adds noise, so it has no ε: add one, as in Gaussian(1.0).")
-    return cost(_times(events, job.rounds if rounds is None else rounds), chosen, population)
+    counts = _counts(_planned(events, range(job.rounds if rounds is None else rounds)))
+    return cost(counts, chosen, population, against=against)
 
 
-def epsilon_of(ledger: Ledger, delta: float, population: int | None = None) -> Cost:
+def epsilon_of(
+    ledger: Ledger | Sequence[Ledger], delta: float, population: int | None = None, *, against: str = MODELS
+) -> Cost:
     """What a ledger's entries have cost, void attempts among them.
 
     Args:
-      ledger: of one population; empty costs nothing.
+      ledger: of one run; or those of all runs of one population. Empty costs nothing.
       delta: in (0, 1).
       population: to hold δ against; not needed otherwise.
+      against: `models`, those who see the models of all rounds, or `server`.
 
     Raises:
       ConfigError: δ is out of range, or a mechanism is not known here.
       MissingExtra: dp-accounting is not installed.
     """
-    return cost(Counter(entry.event for entry in ledger), delta, population)
+    runs = [ledger] if isinstance(ledger, Ledger) else ledger
+    return cost(sum(map(_counts, runs), Counter()), delta, population, against=against)
 
 
-def check_budget(job: Job, population: int, ledger: Ledger | None = None, *, done: int = 0) -> Cost | None:
-    """Refuses a job that would exceed its budget, before it starts or goes on.
+def check_budget(
+    job: Job,
+    population: int,
+    ledger: Ledger | None = None,
+    *,
+    done: int = 0,
+    others: Sequence[Ledger] = (),
+    epsilon: float | None = None,
+    delta: float | None = None,
+) -> Cost | None:
+    """Refuses a job that would exceed a budget, before it starts or goes on.
 
     Args:
-      job: with `epsilon` and `delta`, else nothing is checked.
+      job: its own budget is `job.epsilon` and `job.delta`; without one, and without `epsilon`, nothing is checked.
       population: clients that can be asked.
-      ledger: what this population has spent already, this job's own rounds among it.
-      done: rounds of this job that are committed; the rest is what is still to be paid.
+      ledger: what this run of the job has spent already.
+      done: rounds of it that are committed; the rest is what is still to be paid.
+      others: ledgers of other runs that count against the same budget.
+      epsilon, delta: a budget other than the job's own, as that of its population.
 
     Returns:
       What it will have cost at the end; None for a job without a budget.
@@ -121,79 +163,123 @@ def check_budget(job: Job, population: int, ledger: Ledger | None = None, *, don
     Raises:
       BudgetExceeded: with the number of rounds that the budget allows.
     """
-    if job.epsilon is None:
+    most, whose = (job.epsilon, "epsilon") if epsilon is None else (epsilon, "the population's budget")
+    if most is None:
         return None
-    delta, planned = _delta(job, None), job.bind(population).events()
+    chosen, planned = _delta(job, delta), job.bind(population).events()
     if not planned:
-        raise ConfigError(f"epsilon={job.epsilon} but no stage adds noise: add one, as in Gaussian(1.0).")
-    spent = Counter(entry.event for entry in ledger or Ledger())
+        raise ConfigError(f"{whose}={most:g} but no stage adds noise: add one, as in Gaussian(1.0).")
+    spent, own = sum(map(_counts, others), Counter[Event]()), tuple(ledger or ())
 
-    def after(rounds: int) -> Cost:
-        counts = spent.copy()
-        counts.update(_times(planned, rounds))
-        return cost(counts, delta, population)
+    def after(rounds: int) -> Counter[Event]:
+        return spent + _counts((*own, *_planned(planned, range(done, done + rounds))))
 
     left = max(0, job.rounds - done)
-    whole = after(left)
-    if whole.epsilon <= job.epsilon:
+    whole = cost(after(left), chosen, population)
+    if whole.epsilon <= most:
         return whole
     low, high = 0, left
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if after(middle).epsilon <= job.epsilon else (low, middle)
+        low, high = (middle, high) if _within(after(middle), chosen, most) else (low, middle)
+    before = f" of which {cost(spent, chosen).epsilon:.3g} is spent by other runs," if spent else ""
     raise BudgetExceeded(
-        f"{left} more rounds would bring ε to {whole.epsilon:.3g} at δ = {delta:g}, beyond epsilon={job.epsilon:g}: "
+        f"{left} more rounds would bring ε to {whole.epsilon:.3g} at δ = {chosen:g},{before} beyond {whose}={most:g}: "
         f"the budget allows {low} of them; run fewer, add noise, or sample fewer clients a round."
     )
 
 
-def cost(counts: Counter[Event], delta: float, population: int | None = None) -> Cost:
+def cost(counts: Counter[Event], delta: float, population: int | None = None, *, against: str = MODELS) -> Cost:
     """What these events, each so many times, cost together. See `epsilon_of` for the rest."""
     if not 0 < delta < 1:
         raise ConfigError(f"delta={delta}: it lies in (0, 1), well below 1 / population.")
+    if against not in (MODELS, SERVER):
+        raise ConfigError(f"against='{against}': choose '{MODELS}' or '{SERVER}'.")
     for event in counts:
         _known(event)
-    fixed = any(event.sampling == "fixed" for event in counts)
-    relation = REPLACE if fixed else ADD_OR_REMOVE
-    notes = tuple(_notes(counts, delta, population))
+    notes = tuple(_notes(counts, delta, population, against))
+    if against == SERVER:
+        if any(_servers_own(event) for event in counts):
+            return Cost(delta=delta, rdp=math.inf, pld=math.inf, relation="against the server", notes=notes)
+        counts = sum((Counter({_as_server(event): count}) for event, count in counts.items()), Counter())
+    replaced, relation = _relation(counts)
     if not sum(counts.values()):
         return Cost(delta=delta, rdp=0.0, pld=0.0, relation=relation, notes=notes)
+    rdp = rdp_epsilon(counts, replaced, delta)
+    return Cost(delta=delta, rdp=rdp, pld=pld_epsilon(counts, replaced, delta, rdp), relation=relation, notes=notes)
+
+
+def _within(counts: Counter[Event], delta: float, most: float) -> bool:
+    """Whether these cost at most so much; the quick way of accounting is asked first."""
+    replaced, _ = _relation(counts)
+    rough = rdp_epsilon(counts, replaced, delta)
+    return rough <= most or pld_epsilon(counts, replaced, delta, rough) <= most
+
+
+def _relation(counts: Iterable[Event]) -> tuple[bool, str]:
+    """Whether one client is replaced by another, not by zeros; and that in words."""
+    local = [event.mechanism.startswith(LOCAL) for event in counts]
+    if local and all(local):
+        return True, ALONE
+    replaced = any(local) or any(event.sampling == "fixed" for event in counts)
+    return replaced, REPLACE if replaced else ADD_OR_REMOVE
+
+
+# -- Rényi
+
+
+def rdp_epsilon(counts: Counter[Event], replaced: bool, delta: float) -> float:
+    """ε by Rényi differential privacy."""
     dp = _library()
-    orders = (
-        _FIXED_ORDERS if fixed else tuple(float(order) for order in dp.rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
-    )
-    divergences = sum(count * _rdp(event, fixed, orders) for event, count in counts.items())
-    rdp = float(dp.rdp.rdp_privacy_accountant.compute_epsilon(orders, divergences, delta)[0])
-    return Cost(
-        delta=delta,
-        rdp=rdp,
-        pld=_pld(dp, counts, fixed, delta, rdp),
-        relation=relation,
-        notes=notes,
-    )
+    if any(event.sampling == "fixed" and event.mechanism == "gaussian" for event in counts):
+        orders = _FIXED_ORDERS
+    elif any(event.mechanism in _DISCRETE or event.sampling == "fixed" for event in counts):
+        orders = _WHOLE_ORDERS
+    else:
+        orders = tuple(float(order) for order in dp.rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
+    total = sum(count * _rdp(event, replaced, orders) for event, count in counts.items())
+    return float(dp.rdp.rdp_privacy_accountant.compute_epsilon(orders, total, delta)[0])
 
 
 @functools.lru_cache(maxsize=256)
-def _rdp(event: Event, fixed: bool, orders: tuple[float, ...]) -> np.ndarray:
+def _rdp(event: Event, replaced: bool, orders: tuple[float, ...]) -> np.ndarray:
     """Rényi divergences of one release at these orders; they add up over releases. Kept, since fixed sizes are dear."""
+    if event.mechanism in _DISCRETE:
+        return _rdp_discrete(event, replaced, orders)
     dp = _library()
+    if event.mechanism == "laplace" and event.sampling == "fixed":
+        every = tuple(float(order) for order in range(2, int(max(orders)) + 1))
+        released = _rdp(replace(event, sampling="none"), True, every)
+        return without_replacement(released, event.rate, orders, pure=2 / event.noise_multiplier)
+    fixed = event.sampling == "fixed"
     relation = dp.NeighboringRelation.REPLACE_ONE if fixed else dp.NeighboringRelation.ADD_OR_REMOVE_ONE
     accountant = dp.rdp.RdpAccountant(list(orders), relation)
     logger = logging.getLogger("absl")
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)  # it warns of orders that it leaves out, which costs tightness alone
-        accountant.compose(_as_rdp(dp, event, fixed))
+        accountant.compose(_as_rdp(dp, event, replaced))
     finally:
         logger.setLevel(level)
-    divergences: np.ndarray = accountant.rdp
-    return divergences
+    found: np.ndarray = accountant.rdp
+    return found
 
 
-def _as_rdp(dp: Any, event: Event, fixed: bool) -> Any:
-    z = event.noise_multiplier / 2 if fixed else event.noise_multiplier
+def _rdp_discrete(event: Event, replaced: bool, orders: tuple[float, ...]) -> np.ndarray:
+    shares, mechanism = Shares.from_text(event.detail), event.mechanism.removeprefix(LOCAL)
+    doubled = replaced or event.mechanism.startswith(LOCAL)
+    if event.sampling != "fixed":
+        return divergences(mechanism, shares, orders, doubled=doubled)
+    released = divergences(mechanism, shares, range(2, int(max(orders)) + 1), doubled=True)
+    return without_replacement(released, event.rate, orders)
+
+
+def _as_rdp(dp: Any, event: Event, replaced: bool) -> Any:
+    z = _multiplier(event, replaced)
+    if event.mechanism.endswith("laplace"):
+        return dp.LaplaceDpEvent(z)  # sampled, the library has no RDP of it: unsampled is a bound
     release = dp.GaussianDpEvent(z)
-    if event.sampling == "poisson" and not fixed:
+    if event.sampling == "poisson" and not replaced:
         return dp.PoissonSampledDpEvent(event.rate, release)
     if event.sampling == "fixed":
         # The library asks for two sizes and reads their ratio alone.
@@ -201,31 +287,106 @@ def _as_rdp(dp: Any, event: Event, fixed: bool) -> Any:
     return release
 
 
-def _pld(dp: Any, counts: Counter[Event], fixed: bool, delta: float, rough: float) -> float:
-    """ε by privacy loss distributions. Gaussians alone compose to one, whose curve is known in closed form."""
-    amplified = {event for event in counts if event.sampling == "poisson" and event.rate < 1 and not fixed}
-    # Half the multiplier under add-or-remove is a sensitivity twice as large, which is that of replace-one.
-    precision = sum(count / event.noise_multiplier**2 for event, count in counts.items() if event not in amplified)
-    sigma = precision**-0.5 / (2 if fixed else 1) if precision else math.inf
-    if not amplified:
-        # Balle and Wang 2018, theorem 8, https://arxiv.org/abs/1805.06530
+def _multiplier(event: Event, replaced: bool) -> float:
+    """By how much one client can move the release, in noise: twice as far where it is replaced by another."""
+    return event.noise_multiplier / (2 if replaced and not event.mechanism.startswith(LOCAL) else 1)
+
+
+# -- privacy loss distributions
+
+
+def pld_epsilon(counts: Counter[Event], replaced: bool, delta: float, rough: float, interval: float = 1e-4) -> float:
+    """ε by privacy loss distributions; inf where there is none.
+
+    Args:
+      counts: of each event.
+      replaced: whether one client is replaced by another.
+      delta: δ.
+      rough: ε by another way. Where it is beyond use the grid is coarser, which saves what would be minutes.
+      interval: of the grid of losses; any gives a bound.
+    """
+    if any(event.mechanism in _DISCRETE for event in counts):
+        return math.inf  # no distribution of many coordinates at once is known
+    dp = _library()
+    amplified = {event for event in counts if event.sampling == "poisson" and event.rate < 1 and not replaced}
+    laplace = {event for event in counts if event.mechanism.endswith("laplace")}
+    precision = sum(
+        count / _multiplier(event, replaced) ** 2
+        for event, count in counts.items()
+        if event not in amplified and event not in laplace
+    )
+    sigma = precision**-0.5 if precision else math.inf
+    if not amplified and not laplace:
+        # Gaussians alone are one Gaussian, whose curve has a closed form: Balle and Wang 2018, theorem 8, https://arxiv.org/abs/1805.06530
         return float(dp.get_epsilon_gaussian(sigma, delta))
-    # Where ε is beyond use, a coarser grid of losses (still a bound) saves what would be minutes.
-    accountant = dp.pld.PLDAccountant(value_discretization_interval=1e-4 * (1.0 if rough < 20 else rough))
-    for event in sorted(amplified, key=repr):
-        release = dp.GaussianDpEvent(event.noise_multiplier)
-        accountant.compose(dp.PoissonSampledDpEvent(event.rate, release), counts[event])
+    interval *= 1.0 if rough < 20 else rough
+    every = []
+    for event in sorted(amplified | laplace, key=repr):
+        rate = event.rate if event in amplified else 1.0
+        loss = _loss_of(event.mechanism, _multiplier(event, replaced), rate, interval)
+        every.append(loss.self_compose(counts[event]))
     if precision:
-        accountant.compose(dp.GaussianDpEvent(sigma))
-    return float(accountant.get_epsilon(delta))
+        every.append(_loss_of("gaussian", sigma, 1.0, interval))
+    return float(functools.reduce(lambda one, other: one.compose(other), every).get_epsilon_for_delta(delta))
 
 
-def _times(events: Iterable[Event], rounds: int) -> Counter[Event]:
-    return Counter({event: count * rounds for event, count in Counter(events).items()})
+@functools.lru_cache(maxsize=16)
+def _loss_of(mechanism: str, multiplier: float, rate: float, interval: float) -> Any:
+    """The privacy loss distribution of one release; to make it takes longer than to compose it a thousand times."""
+    losses = _library().pld.privacy_loss_distribution
+    make = losses.from_laplace_mechanism if mechanism.endswith("laplace") else losses.from_gaussian_mechanism
+    return make(multiplier, sampling_prob=rate, value_discretization_interval=interval)
+
+
+# -- what is counted
+
+
+def _counts(entries: Iterable[Entry]) -> Counter[Event]:
+    """The events of one run.
+
+    Noise that is correlated over rounds is one Gaussian for all of them, and one more for each round released again.
+    """
+    counts: Counter[Event] = Counter()
+    rounds: dict[Event, Counter[int]] = {}
+    for entry in entries:
+        if entry.event.mechanism == CORRELATED:
+            rounds.setdefault(entry.event, Counter())[entry.round] += 1
+        else:
+            counts[entry.event] += 1
+    for event, released in rounds.items():
+        run = Run.from_text(event.detail)
+        if max(released) >= run.rounds:
+            raise ConfigError(
+                f"round {max(released) + 1} of noise that was planned for rounds={run.rounds}: plan it for more."
+            )
+        counts[Event(mechanism=CORRELATED, noise_multiplier=event.noise_multiplier)] += 1
+        again = Event(mechanism=CORRELATED, noise_multiplier=run.again)
+        counts.update({again: sum(released.values()) - len(released)} if max(released.values()) > 1 else {})
+    return counts
+
+
+def _planned(events: Sequence[Event], rounds: Iterable[int]) -> Iterator[Entry]:
+    """What these rounds will release, each at its first attempt."""
+    return (Entry(round, 0, event) for round in rounds for event in events)
+
+
+def _as_server(event: Event) -> Event:
+    """What the server sees of a release: who is in it; and where it sees single contributions, each with one share."""
+    event = replace(event, sampling="none", rate=1.0)
+    if event.mechanism not in _DISTRIBUTED or (shares := Shares.from_text(event.detail)).hidden:
+        return event
+    alone = replace(shares, shares=1)
+    return Event(
+        mechanism=LOCAL + event.mechanism, noise_multiplier=alone.multiplier / 2, detail=alone.to_text()
+    )  # fmt: skip
+
+
+def _servers_own(event: Event) -> bool:
+    return event.mechanism in ("gaussian", "laplace", CORRELATED)
 
 
 def _known(event: Event) -> None:
-    if event.mechanism != "gaussian":
+    if event.mechanism not in _KNOWN:
         raise ConfigError(
             f"the ledger holds the mechanism '{event.mechanism}', whose cost is not known here: it has no ε."
         )
@@ -239,14 +400,20 @@ def _known(event: Event) -> None:
         )
 
 
-def _notes(counts: Iterable[Event], delta: float, population: int | None) -> Iterable[str]:
+def _notes(counts: Iterable[Event], delta: float, population: int | None, against: str) -> Iterable[str]:
     kinds = {event.sampling for event in counts}
     if population is not None and delta >= 1 / population:
         yield f"δ = {delta:g} is not below 1 / {population}: publishing one client would satisfy it. Lower delta."
+    if any(event.mechanism in _DISTRIBUTED and not Shares.from_text(event.detail).hidden for event in counts):
+        yield "the server sees each contribution: against it only a client's own share of the noise counts."
+    if against == SERVER:
+        if any(_servers_own(event) for event in counts):
+            yield "the server adds this noise itself and knows the total without it: use DistributedGaussian."
+        return
     if "fixed" in kinds:
         yield "fixed-size cohorts: RDP counts sampling without replacement, PLD no sampling at all; Poisson costs less."
-    if kinds == {"fixed", "poisson"} or kinds == {"fixed", "poisson", "none"}:
-        yield "Poisson rounds beside fixed-size ones are counted without amplification."
+    if "poisson" in kinds and _relation(counts)[0]:
+        yield "Poisson rounds beside replaced clients are counted without amplification."
     if "none" in kinds:
         yield "no amplification where everyone is asked, or a deadline, over-selection or staleness decides who is in."
 

@@ -1,6 +1,7 @@
-"""Protective noise: normal deviates from a secret stream, hardened against what floats give away.
+"""Protective noise: normal and Laplace deviates from a secret stream, hardened against what floats give away.
 
     64 uniform bits, twice  ──►  r = √(−2·ln u),  θ = 2π·v  ──►  r·cos θ, r·sin θ      (Box and Muller 1958)
+    64 uniform bits, once   ──►  ± ln u, the sign being one bit of them                 (Laplace)
     released: the grid point nearest to value + noise, the grid being σ·2⁻²⁴ or finer, never coarser
 
 The set of floats that `value + noise` can hit depends on the value, which tells neighbours apart however much noise
@@ -18,26 +19,31 @@ https://doi.org/10.1145/2382196.2382264
 
 import hashlib
 import math
+import os
+from abc import ABC, abstractmethod
 
 import numpy as np
 
 from hansa.core.sampling import Stream
 
 _PAIRS = 1 << 15  # a block of 512 KiB of random bits
+_FIRST = 1 << 9  # pairs in the first block; each has twice as many as the one before, up to _PAIRS
 
 
-class Normals:
-    """Standard normal deviates from 256 bits of a secret stream; each is given out once.
+def own_stream() -> Stream:
+    """A fresh stream of the operating system's entropy: what a worker's own noise is drawn from."""
+    return Stream(os.urandom(32))
+
+
+class Deviates(ABC):
+    """Deviates of one law, from 256 bits of a secret stream; each is given out once.
 
     Args:
       stream: of the server's secret, or a worker's own; never of the job's seed, which every worker knows.
-
-    Guarantees:
-      Tails reach 9.4 standard deviations; what lies beyond has a probability below 10⁻²⁰.
-
-    >>> Normals(Stream(b"secret")).draw(3).dtype
-    dtype('float64')
     """
+
+    most: float
+    """No deviate is larger: what lies beyond has a probability below 10⁻¹⁹."""
 
     def __init__(self, stream: Stream) -> None:
         self._seed = b"".join(stream.word().to_bytes(8, "little") for _ in range(4))
@@ -50,34 +56,63 @@ class Normals:
         at = 0
         while at < count:
             if not len(self._left):
-                self._left = self._next()
+                self._left = self._made(self._words())
             taken = self._left[: count - at]
             out[at : at + len(taken)] = taken
             self._left = self._left[len(taken) :]
             at += len(taken)
         return out
 
-    def _next(self) -> np.ndarray:
-        raw = hashlib.shake_256(self._seed + self._block.to_bytes(8, "little")).digest(16 * _PAIRS)
+    def _words(self) -> np.ndarray:
+        pairs = min(_PAIRS, _FIRST << min(self._block, 32))
+        raw = hashlib.shake_256(self._seed + self._block.to_bytes(8, "little")).digest(16 * pairs)
         self._block += 1
-        words = np.frombuffer(raw, "<u8")
+        return np.frombuffer(raw, "<u8")
+
+    @abstractmethod
+    def _made(self, words: np.ndarray) -> np.ndarray:
+        """As many deviates as there are words of 64 uniform bits."""
+
+
+class Normals(Deviates):
+    """Standard normal deviates.
+
+    >>> Normals(Stream(b"secret")).draw(3).dtype
+    dtype('float64')
+    """
+
+    most = 9.5
+
+    def _made(self, words: np.ndarray) -> np.ndarray:
         # All 64 bits count where the uniform is small, which is where the tail comes from; 0 cannot occur.
-        radius = np.sqrt(-2.0 * np.log((words[:_PAIRS].astype(np.float64) + 0.5) * 2.0**-64))
-        angle = (words[_PAIRS:] >> np.uint64(11)).astype(np.float64) * (2.0**-53 * 2 * math.pi)
+        upper, lower = np.split(words, 2)
+        radius = np.sqrt(-2.0 * np.log((upper.astype(np.float64) + 0.5) * 2.0**-64))
+        angle = (lower >> np.uint64(11)).astype(np.float64) * (2.0**-53 * 2 * math.pi)
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
 
-def add_noise(array: np.ndarray, std: float, normals: Normals) -> None:
-    """Adds noise of this standard deviation to every coordinate, in place, and rounds to the grid.
+class Laplaces(Deviates):
+    """Deviates of density exp(−|x|) / 2: scale 1, standard deviation √2."""
+
+    most = 45.0
+
+    def _made(self, words: np.ndarray) -> np.ndarray:
+        size = -np.log(((words >> np.uint64(1)).astype(np.float64) + 0.5) * 2.0**-63)
+        made: np.ndarray = np.where(words & np.uint64(1), size, -size)
+        return made
+
+
+def add_noise(array: np.ndarray, scale: float, deviates: Deviates) -> None:
+    """Adds noise of this scale to every coordinate, in place, and rounds to the grid.
 
     Args:
       array: contiguous floats; their own type rounds once more, after the grid.
-      std: above 0, in the unit of the array.
-      normals: where the noise comes from.
+      scale: above 0, in the unit of the array: the standard deviation of normal noise.
+      deviates: where the noise comes from.
     """
-    grid = 2.0 ** (math.floor(math.log2(std)) - 24)
+    grid = 2.0 ** (math.floor(math.log2(scale)) - 24)
     flat = array.reshape(-1)
     for at in range(0, len(flat), 2 * _PAIRS):
         block = flat[at : at + 2 * _PAIRS]
-        noisy = block.astype(np.float64) + std * normals.draw(len(block))
+        noisy = block.astype(np.float64) + scale * deviates.draw(len(block))
         block[...] = np.rint(noisy / grid) * grid

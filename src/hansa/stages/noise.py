@@ -10,8 +10,9 @@ types it. Scaled by 1/σₚ, all parts together are one Gaussian mechanism of un
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
-from hansa.privacy.noise import Normals, add_noise
+from hansa.privacy.noise import Deviates, Normals, add_noise
 from hansa.stages.adaptive_clip import BELOW
 
 
@@ -60,30 +61,31 @@ class Gaussian(Stage):
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses what noise cannot protect: unbounded, weighted, rounded or selected contributions, and buffers."""
-        faults = []
-        if "value" not in signal.parts:
-            raise fault("Gaussian is for updates on their way up: leave it out of `down`.")
-        if "weight" in signal.parts:
-            faults.append("Gaussian finds a weight that would be released exactly: put UniformMean() before it.")
-        if "buffers" in signal.parts:
-            faults.append("Gaussian finds buffers, which have no bound: make them FROZEN, or use group norm.")
-        for name in signal.averaged:
-            part = signal.parts[name]
-            if part.domain != "real" or not part.additive:
-                faults.append(
-                    f"Gaussian finds '{name}' already rounded or selected: put Gaussian before Quantise and TopK."
-                )
-            elif name != "buffers" and math.isinf(part.l2):
-                faults.append(f"Gaussian finds no bound on '{name}': put Clip before it.")
-        if faults:
-            raise fault(*faults)
-        return _Noised(self, signal.without("metric"), setting)
+        return Noised("Gaussian", self, protectable(signal, "Gaussian"), setting)
 
 
-class _Noised(Step):
-    def __init__(self, stage: Gaussian, out: Signal, setting: Setting) -> None:
+class NoisyStage(Protocol):
+    """What `Noised` asks of its stage."""
+
+    @property
+    def noise_multiplier(self) -> float: ...
+    @property
+    def count_noise(self) -> float | None: ...
+
+
+class Noised(Step):
+    """Gaussian noise on every averaged part of the decoded total, independent in every round.
+
+    Args:
+      name: of the stage, for messages.
+      stage: how much noise.
+      out: the signal, which `protectable` has passed.
+      setting: of the job.
+    """
+
+    def __init__(self, name: str, stage: NoisyStage, out: Signal, setting: Setting) -> None:
         super().__init__(out)
-        self._stage, self._setting = stage, setting
+        self._name, self._stage, self._setting = name, stage, setting
         self._stds: dict[str, float] = {}
         self._event: Event | None = None
 
@@ -93,37 +95,18 @@ class _Noised(Step):
         names = list(self.out.averaged)
         for name in names:
             if math.isinf(sensitivity.get(name, math.inf)):
-                raise fault(
-                    f"Gaussian cannot protect '{name}': behind it, one client can change the total without bound: "
-                    "use Sum(), and TopK(..., error_feedback=False)."
-                )
-        multipliers = dict.fromkeys(names, z)
-        if BELOW in names:
-            count_noise = self._stage.count_noise or max(z, self._setting.cohort / 20)
-            share = count_noise / sensitivity[BELOW]
-            if share <= z:
-                raise fault(
-                    f"count_noise={count_noise:g} alone costs more than noise_multiplier={z:g} allows: "
-                    f"raise it above {z * sensitivity[BELOW]:g}, or leave it None."
-                )
-            multipliers = dict.fromkeys(names, (z**-2 - share**-2) ** -0.5) | {BELOW: share}
+                raise fault(unbounded(self._name, name))
+        multipliers = shared(z, self._stage.count_noise, names, sensitivity, self._setting)
         # A part that no client can change (no coordinates) needs no noise and costs nothing.
         self._stds = {name: multipliers[name] * sensitivity[name] for name in names if sensitivity[name] > 0}
         effective = sum(multipliers[name] ** -2 for name in self._stds) ** -0.5 if self._stds else math.inf
-        self._event = self._released(effective, sensitivity)
+        self._event = self._released(effective, measured(self._stds, sensitivity))
         return sensitivity
 
-    def _released(self, multiplier: float, sensitivity: Sensitivity) -> Event:
-        who, rate = self._setting.sampling, self._setting.sampling.rate(self._setting.population)
-        # Where speed helps to decide who is in, or everybody is, chance hides nobody.
-        hidden = who.random_membership and rate < 1
-        parts = ", ".join(
-            f"{name}: std {std:g} on sensitivity {sensitivity[name]:g}" for name, std in self._stds.items()
-        )
-        return Event(
-            mechanism="gaussian", noise_multiplier=multiplier, sampling=who.kind if hidden else "none",
-            rate=rate if hidden else 1.0, detail=parts,
-        )  # fmt: skip
+    def _released(self, multiplier: float, detail: str) -> Event:
+        """What one round releases, at this multiplier of all parts together."""
+        kind, rate = amplified(self._setting)
+        return Event(mechanism="gaussian", noise_multiplier=multiplier, sampling=kind, rate=rate, detail=detail)
 
     def encode(
         self, x: Tensors, state: Tensors, memory: Tensors, rngs: Sequence[np.random.Generator]
@@ -131,14 +114,84 @@ class _Noised(Step):
         return x.without("metric"), memory
 
     def decode_total(self, total: Tensors, state: Tensors, round: Decoding) -> tuple[Tensors, Tensors]:
-        normals = Normals(round.secret("noise"))
-        noisy = {}
-        for name in total:
-            std = self._stds.get(name.split("/", 1)[0])
-            if std is not None:
-                noisy[name] = np.ascontiguousarray(total[name]).reshape(np.shape(total[name]))  # a 0-d array stays one
-                add_noise(noisy[name], std, normals)
-        return total.updated(noisy), state
+        return noised(total, self._stds, Normals(round.secret("noise"))), state
 
     def events(self) -> tuple[Event, ...]:
         return () if self._event is None else (self._event,)
+
+
+# -- what all noise of the server shares
+
+
+def protectable(signal: Signal, stage: str) -> Signal:
+    """The signal as noise leaves it, without metrics.
+
+    Raises:
+      JobError: contributions are unbounded, weighted, rounded or selected, or have buffers.
+    """
+    faults = []
+    if "value" not in signal.parts:
+        raise fault(f"{stage} is for updates on their way up: leave it out of `down`.")
+    if "weight" in signal.parts:
+        faults.append(f"{stage} finds a weight that would be released exactly: put UniformMean() before it.")
+    if "buffers" in signal.parts:
+        faults.append(f"{stage} finds buffers, which have no bound: make them FROZEN, or use group norm.")
+    for name in signal.averaged:
+        part = signal.parts[name]
+        if part.domain != "real" or not part.additive:
+            faults.append(f"{stage} finds '{name}' already rounded or selected: put {stage} before Quantise and TopK.")
+        elif name != "buffers" and math.isinf(part.l2):
+            faults.append(f"{stage} finds no bound on '{name}': put Clip before it.")
+    if faults:
+        raise fault(*faults)
+    return signal.without("metric")
+
+
+def unbounded(stage: str, part: str) -> str:
+    """The fault of noise behind which one client can change the total without bound."""
+    return (
+        f"{stage} cannot protect '{part}': behind it, one client can change the total without bound: "
+        "use Sum(), and a stage behind it without error feedback."
+    )
+
+
+def shared(
+    z: float, count_noise: float | None, names: Sequence[str], sensitivity: Sensitivity, setting: Setting
+) -> dict[str, float]:
+    """The multiplier of each part: z, but where a count of `AdaptiveClip` is to be paid out of the same."""
+    if BELOW not in names:
+        return dict.fromkeys(names, z)
+    wanted = count_noise or max(z, setting.cohort / 20)
+    share = wanted / sensitivity[BELOW]
+    if share <= z:
+        raise fault(
+            f"count_noise={wanted:g} alone costs more than noise_multiplier={z:g} allows: "
+            f"raise it above {z * sensitivity[BELOW]:g}, or leave it None."
+        )
+    return dict.fromkeys(names, (z**-2 - share**-2) ** -0.5) | {BELOW: share}
+
+
+def amplified(setting: Setting) -> tuple[str, float]:
+    """How a round was sampled, and its rate, as the ledger is to count it.
+
+    Where speed helps to decide who is in, where everybody is, and where turns are public, chance hides nobody.
+    """
+    who, rate = setting.sampling, setting.sampling.rate(setting.population)
+    hidden = who.random_membership and rate < 1 and who.kind in ("poisson", "fixed")
+    return (who.kind, rate) if hidden else ("none", 1.0)
+
+
+def measured(scales: Mapping[str, float], sensitivity: Sensitivity) -> str:
+    """Noise and sensitivity of each part, for readers of the ledger."""
+    return ", ".join(f"{name}: std {std:g} on sensitivity {sensitivity[name]:g}" for name, std in scales.items())
+
+
+def noised(total: Tensors, scales: Mapping[str, float], deviates: Deviates) -> Tensors:
+    """The total with noise of these scales added to its parts."""
+    noisy = {}
+    for name in total:
+        scale = scales.get(name.split("/", 1)[0])
+        if scale is not None:
+            noisy[name] = np.ascontiguousarray(total[name]).reshape(np.shape(total[name]))  # a 0-d array stays one
+            add_noise(noisy[name], scale, deviates)
+    return total.updated(noisy)
