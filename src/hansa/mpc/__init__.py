@@ -1,1 +1,10 @@
-"""Secret-shared learning: an ordinary PyTorch script is the program that several parties compute without seeing it."""
+"""Secret-shared learning: an ordinary PyTorch script is the program that several parties compute without seeing it.
+
+connect(parties, identity=...)      a session with the parties of a file, over mutual TLS
+local(program)                      all parties here, as threads: for tests and for writing programs
+"""
+
+from hansa.mpc.secret import SecretError, SecretTensor
+from hansa.mpc.session import Session, connect, local
+
+__all__ = ["SecretError", "SecretTensor", "Session", "connect", "local"]

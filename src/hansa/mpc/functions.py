@@ -49,10 +49,8 @@ def _weighted(hot: Fixed, weights: list[int], bits: int) -> Fixed:
 
 def _scaled(x: Fixed) -> tuple[Fixed, Fixed]:
     """A positive number scaled into [1/2, 1), with a longer fraction, and its highest bit."""
-    f = x.engine.bits
-    x = x if x.home == f else (x + Fixed.constant(x.engine, torch.zeros(()))).rehomed(f)
     hot = _highest(x)
-    factor = _weighted(hot, [1 << (_TOP - 1 - k) if k < _TOP else 0 for k in range(_TOP + 1)], _TOP - f)
+    factor = _weighted(hot, [1 << (_TOP - 1 - k) if k < _TOP else 0 for k in range(_TOP + 1)], _TOP - x.home)
     return (x * factor).rehomed(_FINE), hot
 
 
@@ -73,7 +71,8 @@ def _positive_reciprocal(x: Fixed) -> Fixed:
     w = 2.9142 - near * 2
     for _ in range(3):
         w = w * (2 - w * near)
-    factor = _weighted(hot, [1 << (2 * f - 1 - k) if k < 2 * f else 0 for k in range(_TOP + 1)], f)
+    powers = [f + x.home - 1 - k for k in range(_TOP + 1)]
+    factor = _weighted(hot, [1 << power if 0 <= power < 61 - _FINE else 0 for power in powers], f)
     return (w * factor).rehomed(f)
 
 
@@ -84,7 +83,7 @@ def rsqrt(x: Fixed) -> Fixed:
     y = 2.223 - near * 1.259
     for _ in range(3):
         y = (y * (3 - near * (y * y).rehomed(_FINE))) * 0.5
-    factor = _weighted(hot, [round(2 ** (f - (k + 1 - f) / 2)) for k in range(_TOP + 1)], f)
+    factor = _weighted(hot, [round(2 ** (f - (k + 1 - x.home) / 2)) for k in range(_TOP + 1)], f)
     return (y * factor).rehomed(f)
 
 
@@ -102,13 +101,13 @@ def log(x: Fixed) -> Fixed:
     value = Fixed.constant(x.engine, torch.tensor(float(series.coef[-1]))).rehomed(_FINE)
     for coefficient in reversed(series.coef[:-1]):
         value = near * value + float(coefficient)
-    exponent = _weighted(hot, [round((k + 1 - f) * math.log(2) * (1 << f)) for k in range(_TOP + 1)], f)
+    exponent = _weighted(hot, [round((k + 1 - x.home) * math.log(2) * (1 << f)) for k in range(_TOP + 1)], f)
     return value.rehomed(f) + exponent
 
 
-def exp(x: Fixed, squarings: int = 8) -> Fixed:
-    """The exponential of −16 ≤ x ≤ 4: relative error x²/2^(squarings + 1) and 2^−12; larger where x is larger."""
-    f, wide = x.engine.bits, _FINE
+def exp(x: Fixed, squarings: int = 10) -> Fixed:
+    """The exponential of −16 ≤ x ≤ 5, with a relative error of x²/2^(squarings + 1), and one unit."""
+    f, wide = x.engine.bits, 26
     y = (x * 2.0**-squarings).rehomed(wide) + 1.0
     for _ in range(squarings):
         y = (y * y).rehomed(wide)

@@ -133,8 +133,9 @@ def _refusal(func: Any) -> SecretError:
     if name in _OPENS:
         return _opening(name)
     known = sorted({operation._schema.name.split("::")[1] for operation in _HANDLERS})
-    near = difflib.get_close_matches(name, known, 3) or known[:3]
-    return SecretError(f"'{name}' has no protocol on secret tensors{_line()}: nearest are {', '.join(near)}.")
+    near = difflib.get_close_matches(name.strip("_"), known, 3, cutoff=0.5)
+    advice = f"nearest are {', '.join(near)}" if near else "write it with sums, products, comparisons and torch.where"
+    return SecretError(f"'{name}' has no protocol on secret tensors{_line()}: {advice}.")
 
 
 def _opening(what: str) -> SecretError:

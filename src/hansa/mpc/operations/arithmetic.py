@@ -128,11 +128,38 @@ def mean(x: SecretTensor, dim: Sequence[int] | None = None, keepdim: bool = Fals
     return secret(summed.value * (summed.numel() / x.numel()))
 
 
+@handles(aten.var.correction)
+def variance(
+    x: SecretTensor, dim: Sequence[int] | None = None, *, correction: float | None = 1, keepdim: bool = False
+) -> SecretTensor:
+    """The mean squared distance from the mean, over the count less the correction."""
+    return var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+@handles(aten.var_mean.correction)
+def var_mean(
+    x: SecretTensor, dim: Sequence[int] | None = None, *, correction: float | None = 1, keepdim: bool = False
+) -> tuple[SecretTensor, SecretTensor]:
+    """The variance and the mean."""
+    dims = list(range(x.dim())) if not dim else list(dim)
+    centre = mean(x, dims, keepdim=True)
+    distance = sub(x, centre)
+    summed = total(mul(distance, distance), dims, keepdim)
+    count = x.numel() / summed.numel() - (1 if correction is None else correction)
+    middle = centre if keepdim else secret(centre.value.map(lambda part: part.squeeze(dims)))
+    return secret(summed.value * (1 / count)), middle
+
+
+# Moments of optimisers are small: squares of gradients times 1e-3 would vanish in 16 bits of fraction.
+_MOMENT, _SQUARE = 24, 30
+
+
 @handles(aten.addcmul.default)
 def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> SecretTensor:
-    """The sum x + value·a·b."""
-    product = mul(a, b)
-    return add(x, mul(product, value) if value != 1 else product)
+    """The sum x + value·a·b, with a longer fraction."""
+    engine = engine_of(x, a, b)
+    product = (number(a, engine) * number(b, engine)).rehomed(_SQUARE)
+    return secret((number(x, engine) + (product * value if value != 1 else product)).rehomed(_SQUARE))
 
 
 @handles(aten.addcdiv.default)
@@ -144,8 +171,10 @@ def addcdiv(x: Any, a: Any, b: Any, *, value: float = 1) -> SecretTensor:
 
 @handles(aten.lerp.Scalar)
 def lerp(x: Any, y: Any, weight: float) -> SecretTensor:
-    """The mean x + weight·(y − x)."""
-    return add(x, mul(sub(y, x), weight))
+    """The mean x + weight·(y − x), with a longer fraction."""
+    engine = engine_of(x, y)
+    a, b = number(x, engine), number(y, engine)
+    return secret((a + (b - a) * weight).rehomed(_MOMENT))
 
 
 @handles(aten.linear.default)

@@ -19,13 +19,35 @@ def _part_by_part(operation: Any) -> None:
 
 
 for _operation in (
-    *(aten.t.default, aten.transpose.int, aten.permute.default, aten.view.default, aten._unsafe_view.default),
-    *(aten.reshape.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim),
+    *(
+        aten.t.default,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.expand.default,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+    ),
     *(aten.squeeze.dims, aten.slice.Tensor, aten.select.int, aten.index.Tensor, aten.index_select.default),
     *(aten.flip.default, aten.repeat.default, aten.unfold.default, aten.diagonal.default, aten.roll.default),
-    *(aten.as_strided.default, aten.tril.default, aten.triu.default, aten.gather.default, aten.cumsum.default),
+    *(aten.tril.default, aten.triu.default, aten.gather.default, aten.cumsum.default),
 ):
     _part_by_part(_operation)
+
+
+@handles(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+def view(x: SecretTensor, shape: Sequence[int]) -> SecretTensor:
+    """Another shape; parts may lie in memory otherwise than the tensor says."""
+    return secret(x.value.map(lambda part: part.reshape(shape)), x.dtype)
+
+
+@handles(aten.transpose_.default)
+def transpose_(x: SecretTensor, first: int, second: int) -> SecretTensor:
+    """Two dimensions swapped in place, as PyTorch's recurrent layers do with what they return."""
+    x.value = x.value.map(lambda part: part.transpose(first, second))
+    with torch._C._DisableTorchDispatch():  # the tensor's own shape
+        aten.transpose_.default(x, first, second)
+    return x
 
 
 def _several(operation: Any) -> None:
