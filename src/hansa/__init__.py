@@ -21,6 +21,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "core.algorithm": ("Algorithm", "Update", "Aggregate"),
     "core.pipeline": ("Pipeline", "Signal", "Stage", "Step", "Reducer"),
     "core.sampling": ("Sampling", "Fixed", "Poisson"),
+    "privacy.sampling": ("Turns",),
     "core.job": ("Job", "Evaluation"),
     "core.checkpoint": ("Checkpoint",),
     "core.ledger": ("Event", "Ledger"),
@@ -38,7 +39,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "stages.sign": ("Sign", "MajorityVote"),
     "stages.ternary": ("Ternary",),
     "stages.pack": ("Pack",),
+    "stages.zeroing": ("Zeroing",),
     "stages.noise": ("Gaussian",),
+    "stages.laplace": ("Laplace",),
+    "stages.local_noise": ("LocalGaussian", "LocalLaplace"),
+    "stages.distributed_noise": ("DistributedGaussian", "DistributedSkellam"),
+    "stages.correlated_noise": ("MatrixNoise", "TreeNoise"),
     "stages.sum": ("Sum",),
     "stages.median": ("Median",),
     "stages.trimmed_mean": ("TrimmedMean",),
@@ -132,6 +138,7 @@ if TYPE_CHECKING:
     )
     from hansa.core.sampling import Fixed as Fixed, Poisson as Poisson, Sampling as Sampling
     from hansa.core.tensors import Tensors as Tensors
+    from hansa.privacy.sampling import Turns as Turns
     from hansa.runtimes import observe as observe
     from hansa.runtimes.history import History as History
     from hansa.runtimes.local import Local as Local, train as train
@@ -145,11 +152,18 @@ if TYPE_CHECKING:
     from hansa.stages.centre import Centre as Centre
     from hansa.stages.centred_clipping import CentredClipping as CentredClipping
     from hansa.stages.clip import Clip as Clip
+    from hansa.stages.correlated_noise import MatrixNoise as MatrixNoise, TreeNoise as TreeNoise
+    from hansa.stages.distributed_noise import (
+        DistributedGaussian as DistributedGaussian,
+        DistributedSkellam as DistributedSkellam,
+    )
     from hansa.stages.dither import Dither as Dither
     from hansa.stages.eden import Eden as Eden
     from hansa.stages.fltrust import FLTrust as FLTrust, Rooted as Rooted
     from hansa.stages.geometric_median import GeometricMedian as GeometricMedian
     from hansa.stages.krum import Krum as Krum, MultiKrum as MultiKrum
+    from hansa.stages.laplace import Laplace as Laplace
+    from hansa.stages.local_noise import LocalGaussian as LocalGaussian, LocalLaplace as LocalLaplace
     from hansa.stages.lowrank import LowRank as LowRank
     from hansa.stages.mask import RandomMask as RandomMask
     from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean
@@ -165,3 +179,4 @@ if TYPE_CHECKING:
     from hansa.stages.ternary import Ternary as Ternary
     from hansa.stages.topk import TopK as TopK
     from hansa.stages.trimmed_mean import TrimmedMean as TrimmedMean
+    from hansa.stages.zeroing import Zeroing as Zeroing

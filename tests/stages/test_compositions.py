@@ -62,7 +62,7 @@ WRONG: list[tuple[list[Stage], Reducer, str]] = [
     ([Clip(1.0), WeightedMean(), Gaussian(1.0)], Sum(), r"put UniformMean\(\) before it"),
     ([Clip(1.0), UniformMean(), Quantise(8), Gaussian(1.0)], Sum(), "put Gaussian before Quantise and TopK"),
     ([Clip(1.0), UniformMean(), TopK(0.1), Gaussian(1.0)], Sum(), "put Gaussian before Quantise and TopK"),
-    ([Clip(1.0), UniformMean(), Gaussian(1.0), TopK(0.1)], Sum(), "error_feedback=False"),
+    ([Clip(1.0), UniformMean(), Gaussian(1.0), TopK(0.1)], Sum(), "without error feedback"),
     ([Clip(1.0), UniformMean(), Gaussian(1.0)], Median(), r"use Sum\(\)"),
     ([UniformMean(), Quantise(8)], Sum(), "put Clip before it"),
     ([Clip(1.0), WeightedMean(), Quantise(8)], Sum(), "max_weight"),

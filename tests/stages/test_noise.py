@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from hansa.core.algorithm import Algorithm
+from hansa.core.ledger import Event
 from hansa.core.model import LocalWork
 from hansa.core.pipeline import Arrived, Bound, Closed, Decoding, Part, Pipeline, Setting, Signal, Stage
 from hansa.core.sampling import Fixed, Poisson, Sampling, Stream
 from hansa.core.tensors import EMPTY, Tensors, stack
+from hansa.privacy.accountant import cost
 from hansa.privacy.noise import Normals, add_noise
 from hansa.stages.adaptive_clip import AdaptiveClip
 from hansa.stages.clip import Clip
+from hansa.stages.laplace import Laplace
 from hansa.stages.mean import UniformMean
 from hansa.stages.noise import Gaussian
 from hansa.stages.quantise import Quantise
@@ -209,3 +212,33 @@ def test_released_values_lie_on_a_grid_that_does_not_depend_on_the_value(std: fl
         add_noise(array, std, Normals(Stream(b"g")))
         assert np.all(array / grid == np.rint(array / grid))
         assert Counter(np.sign(array - value * std))[0.0] < 5
+
+
+# ── Laplace
+
+
+def test_laplace_noise_has_its_scale_and_costs_one_over_z() -> None:
+    from scipy import stats
+
+    z, clip, d = 0.8, 2.0, 50
+    b = bound(Clip(clip), UniformMean(), Laplace(z))
+    scale = z * clip * math.sqrt(d) * widening(N)
+    drawn = np.concatenate([released(b, draw)["value/w"] for draw in range(200)]).astype(np.float64) * N
+    assert stats.kstest(drawn / scale, "laplace").pvalue > 1e-3
+    event = bound(Clip(clip), UniformMean(), Laplace(z), sampling=Fixed(100)).events()[0]
+    assert cost(Counter({event: 1}), 1e-9).epsilon == pytest.approx(1 / z, rel=0.01)
+    assert cost(Counter({event: 3}), 1e-9).epsilon <= 3 / z + 1e-3
+
+
+def test_laplace_is_amplified_by_every_kind_of_sample() -> None:
+    for sampling in (Poisson(0.05), Fixed(5)):
+        event = bound(Clip(1.0), UniformMean(), Laplace(4.0), sampling=sampling).events()[0]
+        bare = Event(mechanism="laplace", noise_multiplier=4.0 if sampling.kind == "poisson" else 2.0)
+        assert cost(Counter({event: 50}), 1e-5).epsilon < 0.8 * cost(Counter({bare: 50}), 1e-5).epsilon
+
+
+def test_parts_share_laplace_s_epsilon() -> None:
+    b = bound(Clip(1.0), UniformMean(), Laplace(1.0), sides=("control",))
+    noise = np.concatenate([released(b, draw)["control/w"] for draw in range(100)]) * N
+    assert np.abs(noise).mean() == pytest.approx(2 * math.sqrt(50), rel=0.05)
+    assert b.events()[0].noise_multiplier == 1.0

@@ -196,3 +196,31 @@ def honaker(levels: int) -> tuple[tuple[float, float], ...]:
         weights.append((own, 1 - own))
         variance = own
     return tuple(weights)
+
+
+def tree_error(rounds: int, size: int, separation: int) -> float:
+    """Root mean square, over all prefix sums of a run, of the noise at multiplier 1 and contributions of norm 1.
+
+    Args:
+      rounds: of the run.
+      size: rounds of a tree, after which a new one begins.
+      separation: the least number of rounds from one participation of a client to its next.
+    """
+    variances = np.array([own for own, _ in honaker(size.bit_length())])
+    t = np.arange(1, rounds + 1)
+    whole, rest = t // size, t % size
+
+    def of(count: np.ndarray) -> np.ndarray:
+        bits = (count[:, None] >> np.arange(len(variances))) & 1
+        found: np.ndarray = bits @ variances
+        return found
+
+    noise = whole * of(np.array([size]))[0] + of(rest)
+    return tree_sensitivity(rounds, size, separation)[0] * math.sqrt(float(noise.mean()))
+
+
+@functools.lru_cache(maxsize=8)
+def restart(rounds: int, separation: int) -> int:
+    """The size of trees, among the powers of two and the whole run, that has the least error."""
+    sizes = [min(rounds, 1 << level) for level in range(rounds.bit_length() + 1)]
+    return min(sizes, key=lambda size: tree_error(rounds, size, separation))

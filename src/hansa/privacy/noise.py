@@ -21,6 +21,7 @@ import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import numpy as np
 
@@ -102,7 +103,14 @@ class Laplaces(Deviates):
         return made
 
 
-def add_noise(array: np.ndarray, scale: float, deviates: Deviates) -> None:
+class Draws(Protocol):
+    """Where noise comes from, in order: `Deviates`, or what was made of them."""
+
+    def draw(self, count: int) -> np.ndarray:
+        """The next `count`: shape (count,), float64."""
+
+
+def add_noise(array: np.ndarray, scale: float, deviates: Draws) -> None:
     """Adds noise of this scale to every coordinate, in place, and rounds to the grid.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Part, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
-from hansa.stages.clip import client_norms
+from hansa.stages.clip import WITHIN, client_norms
 
 BELOW = "below"
 """The side value: whether a contribution's norm was within the bound, less one half."""
@@ -66,7 +66,7 @@ class AdaptiveClip(Stage):
             raise fault(
                 "AdaptiveClip moves its bound, which stale updates do not know: set max_staleness=0, or use Clip."
             )
-        names = [name for name in signal.averaged if name != "buffers"]
+        names = [name for name in signal.averaged if name not in ("buffers", WITHIN)]
         parts = {name: replace(signal.parts[name], l2=1.0, linf=1.0) for name in names}
         parts[BELOW] = Part(shapes={"clip": ((1,), "float64")}, bits=64, l2=0.5, linf=0.5)
         return _Adapted(self, signal.with_(**parts), names)

@@ -10,6 +10,9 @@ from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import BLOCK, Tensors, squares
 
+WITHIN = "within"
+"""The side value of `Zeroing`: bounded already, and never clipped."""
+
 
 @dataclass(frozen=True)
 class Clip(Stage):
@@ -41,7 +44,7 @@ class Clip(Stage):
             raise fault("Clip after a stage that rounds or selects cannot bound the update: put Clip first.")
         if not math.isinf(signal.parts["value"].l2) and signal.parts["value"].l2 < self.bound:
             raise fault(f"Clip({self.bound}) after a clip to {signal.parts['value'].l2:g} does nothing: leave one out.")
-        names = [name for name in signal.averaged if name != "buffers"]
+        names = [name for name in signal.averaged if name not in ("buffers", WITHIN)]
         parts = {name: replace(signal.parts[name], l2=self.bound, linf=self.bound) for name in names}
         return _Clipped(signal.with_(**parts), names, self.bound)
 

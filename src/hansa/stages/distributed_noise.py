@@ -255,6 +255,7 @@ def _fewest(setting: Setting, stage: str) -> int:
     """Contributions that every counted round has at least."""
     if setting.sampling.quorum is not None:
         return setting.sampling.quorum
-    if setting.sampling.kind == "poisson":
-        raise fault(f"{stage} under Poisson sampling may meet no share of noise at all: give Poisson a quorum=....")
+    if setting.sampling.kind != "fixed":
+        kind = type(setting.sampling).__name__
+        raise fault(f"{stage} under {kind} may meet too few shares of noise: give {kind} a quorum=....")
     return math.floor(setting.cohort)

@@ -20,8 +20,9 @@ from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
-from hansa.privacy.noise import Deviates, Normals, add_noise
+from hansa.privacy.noise import Draws, Normals, add_noise
 from hansa.stages.adaptive_clip import BELOW
+from hansa.stages.clip import WITHIN
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Gaussian(Stage):
       noise_multiplier: z, of each part; above 0. With P averaged parts (value, SCAFFOLD's control) the release as a
         whole has z/√P, which is what the ledger says. With `AdaptiveClip` the value's own is raised so that value and
         indicator together have z: z_Δ = (z⁻² − (S_b/σ_b)⁻²)^(−1/2), S_b being 1/2 (Andrew et al. 2021, theorem 1).
-      count_noise: σ_b, standard deviation of the noise on `AdaptiveClip`'s count; None is the larger of z and a 20th of
-        the expected cohort.
+      count_noise: σ_b, standard deviation of the noise on `AdaptiveClip`'s count (and `Zeroing`'s); None is the larger
+        of z and a 20th of the expected cohort.
 
     Guarantees:
       Noise is drawn from the server's secret for this round and attempt, never from the job's seed; a new attempt has
@@ -158,17 +159,17 @@ def unbounded(stage: str, part: str) -> str:
 def shared(
     z: float, count_noise: float | None, names: Sequence[str], sensitivity: Sensitivity, setting: Setting
 ) -> dict[str, float]:
-    """The multiplier of each part: z, but where a count of `AdaptiveClip` is to be paid out of the same."""
-    if BELOW not in names:
-        return dict.fromkeys(names, z)
+    """The multiplier of each part: z, but where counts of `AdaptiveClip` and `Zeroing` are paid out of the same."""
     wanted = count_noise or max(z, setting.cohort / 20)
-    share = wanted / sensitivity[BELOW]
-    if share <= z:
+    counts = {name: wanted / sensitivity[name] for name in (BELOW, WITHIN) if name in names}
+    spent = sum(share**-2 for share in counts.values())
+    if spent >= z**-2:
+        least = z * math.sqrt(len(counts)) * max(sensitivity[name] for name in counts)
         raise fault(
             f"count_noise={wanted:g} alone costs more than noise_multiplier={z:g} allows: "
-            f"raise it above {z * sensitivity[BELOW]:g}, or leave it None."
+            f"raise it above {least:g}, or leave it None."
         )
-    return dict.fromkeys(names, (z**-2 - share**-2) ** -0.5) | {BELOW: share}
+    return dict.fromkeys(names, (z**-2 - spent) ** -0.5 if counts else z) | counts
 
 
 def amplified(setting: Setting) -> tuple[str, float]:
@@ -186,7 +187,7 @@ def measured(scales: Mapping[str, float], sensitivity: Sensitivity) -> str:
     return ", ".join(f"{name}: std {std:g} on sensitivity {sensitivity[name]:g}" for name, std in scales.items())
 
 
-def noised(total: Tensors, scales: Mapping[str, float], deviates: Deviates) -> Tensors:
+def noised(total: Tensors, scales: Mapping[str, float], deviates: Draws) -> Tensors:
     """The total with noise of these scales added to its parts."""
     noisy = {}
     for name in total:
