@@ -17,6 +17,8 @@ from hansa.core.tensors import Array, Shapes, Tensors
 from hansa.stages.flat import Flat
 from hansa.stages.sum import rounding_of_sum
 
+TINY = 1e-30  # a norm below which a vector is written as zeros: a float32 cannot be divided by it
+
 
 class Code(ABC):
     """A way to write vectors of one size as a few arrays.
@@ -70,7 +72,7 @@ class Coded(Step):
         self.error = {flat.name: how.error * signal.parts[flat.name].l2 for flat, how in self._codes if how.error}
 
     def settle(self, sensitivity: Sensitivity) -> Sensitivity:
-        return {**sensitivity, **{name: sensitivity[name] * most for name, most in self._rounding.items()}}
+        return {name: norm * self._rounding.get(name, 1.0) for name, norm in sensitivity.items()}
 
     def encode(
         self, x: Tensors, state: Tensors, memory: Tensors, rngs: Sequence[np.random.Generator]

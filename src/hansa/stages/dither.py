@@ -23,7 +23,7 @@ import numpy as np
 from hansa.core.errors import ConfigError, MissingExtra, UpdateRejected
 from hansa.core.pipeline import Setting, Signal, Stage, Step
 from hansa.core.tensors import Array, squares
-from hansa.stages.coded import Code, Coded
+from hansa.stages.coded import TINY, Code, Coded
 from hansa.stages.flat import Flat, flats
 from hansa.stages.rotate import Rotation, rounding
 
@@ -93,7 +93,7 @@ class _Dithered(Code):
     def write(self, vector: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         seed = int(rng.integers(1 << 63))
         norm, step, ratio, code = math.sqrt(squares(vector)), 0.0, self._finest, np.empty(0, np.uint32)
-        if norm > 0:
+        if norm > TINY:
             rotated = Rotation(self._size, seed).apply(vector)
             uniform, order, counts = _dither(self._size, seed, self._type)
             while True:
@@ -184,14 +184,22 @@ def _models(index: int) -> list[Any]:
     return [categorical(np.maximum(row, 2.0**-4).astype(np.float32), perfect=False) for row in _tables(index)]
 
 
+@functools.cache
+def _entropy(index: int) -> float:
+    """Bits of a number, the dither's class being known."""
+    ratio = _ratio(index)
+    if ratio < 1 / 4:  # h(z + u) − h(u), z + u being as good as normal
+        return 0.5 * math.log2(2 * math.pi * math.e * (1 + ratio**2 / 12)) - math.log2(ratio)
+    shares = _tables(index) / 2.0**20
+    return float(-(shares * np.log2(np.maximum(shares, 2.0**-20))).sum() / _CLASSES)
+
+
 @functools.lru_cache(maxsize=64)
 def _finest(bits: float, size: int) -> int:
     """The place of the finest ratio at which a vector of this size almost always fits, one word being spare."""
 
     def needed(index: int) -> float:
-        shares = _tables(index) / 2.0**20
-        entropy = -(shares * np.log2(np.maximum(shares, 2.0**-20))).sum() / _CLASSES
-        return float(entropy) * size + 2 * math.sqrt(size)  # the code's length varies by less than a bit a coordinate
+        return _entropy(index) * size + 2 * math.sqrt(size)  # the code's length varies by less than a bit a coordinate
 
     places = range(_FINENESS * _PLACES[0], _FINENESS * _PLACES[1])
     return places[max(0, bisect.bisect_right(places, bits * size + 32, key=needed) - 1)]

@@ -18,7 +18,7 @@ import numpy as np
 from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Setting, Signal, Stage, Step
 from hansa.core.tensors import Array, squares
-from hansa.stages.coded import Code, Coded
+from hansa.stages.coded import TINY, Code, Coded
 from hansa.stages.flat import Flat, flats
 from hansa.stages.pack import pack_bits, unpack_bits
 from hansa.stages.rotate import Rotation, rounding
@@ -36,8 +36,9 @@ class Eden(Stage):
 
     Guarantees:
       A decoded contribution is at most √(1 + 2·NMSE) times as long as it was, whatever the rotation: that is what the
-      noise before it is measured by. The mean over rotations is the contribution itself, for vectors of a thousand
-      coordinates or more; shorter ones may be a few per cent too short.
+      noise before it is measured by. The mean over rotations is the contribution itself, within a hundredth, where a
+      hundred coordinates or more are not zero; the fewer, the more bias (5 % at twenty, with one bit). `Dither` has
+      none.
 
     | bits | 1 | 2 | 3 | 4 |
     |---|---|---|---|---|
@@ -80,7 +81,7 @@ class _Levels(Code):
         rotated = Rotation(self._size, seed).apply(vector)
         places = np.zeros(self._size, np.uint8)
         scale = 0.0
-        if norm > 0:
+        if norm > TINY:
             rotated *= math.sqrt(self._size) / norm
             places = np.searchsorted(self._edges, rotated).astype(np.uint8)
             levels = self._levels[places]

@@ -75,7 +75,7 @@ class _Projected(Step):
         super().__init__(signal.with_(**parts))
 
     def settle(self, sensitivity: Sensitivity) -> Sensitivity:
-        return {**sensitivity, **{name: sensitivity[name] * most for name, most in self._widening.items()}}
+        return {name: norm * self._widening.get(name, 1.0) for name, norm in sensitivity.items()}
 
     def start(self) -> Tensors:
         return Tensors({"turn": np.zeros(1, np.int64)})

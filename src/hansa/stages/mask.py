@@ -68,13 +68,14 @@ class RandomMask(Stage):
 class _Masked(Step):
     def __init__(self, stage: RandomMask, signal: Signal, setting: Setting, found: Sequence[Flat]) -> None:
         self._stage, self._flats = stage, found
-        # The scaled total is rounded to its own type, with one client and without.
-        self._rounding = {flat.name: 1 + 2 * unit(signal.parts[flat.name]) * likely_most(setting) for flat in found}
         self._kept = {flat.name: math.ceil(flat.size * stage.fraction) for flat in found}
         self._scales = {flat.name: flat.size / self._kept[flat.name] if stage.scaled else 1.0 for flat in found}
+        self._widening: dict[str, float] = {}
         parts = {}
         for flat in found:
             part, kept = signal.parts[flat.name], self._kept[flat.name]
+            # The scaled total is rounded to its own type, with one client and without.
+            self._widening[flat.name] = self._scales[flat.name] * (1 + 2 * unit(part) * likely_most(setting))
             shapes = {_KEPT: ((kept,), str(flat.dtype))}
             if not stage.shared:
                 shapes[_SEED] = ((1,), "uint64")
@@ -83,8 +84,7 @@ class _Masked(Step):
         super().__init__(signal.with_(**parts))
 
     def settle(self, sensitivity: Sensitivity) -> Sensitivity:
-        widened = {name: sensitivity[name] * scale * self._rounding[name] for name, scale in self._scales.items()}
-        return {**sensitivity, **widened}
+        return {name: norm * self._widening.get(name, 1.0) for name, norm in sensitivity.items()}
 
     def start(self) -> Tensors:
         return Tensors({"turn": np.zeros(1, np.int64)})
