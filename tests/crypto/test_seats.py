@@ -10,7 +10,7 @@ from hansa.core.errors import ConfigError, CorruptFile, IdentityError, SecretRou
 from hansa.core.pipeline import Seat
 from hansa.crypto.certificate import Revoked
 from hansa.crypto.identity import Identity
-from hansa.crypto.seats import IdentitySeat, Journal, SimulatedSeat
+from hansa.crypto.seats import IdentitySeat, Journal, NamelessSeat, SimulatedSeat
 
 CONTEXT = b"run/train/3.0"
 Sit = Callable[..., Seat]
@@ -33,7 +33,7 @@ def sit(request: pytest.FixtureRequest, tmp_path: Path) -> Sit:
 
     def seat(name: str, context: bytes = CONTEXT) -> Seat:
         identity = Identity.load(authority.folder / "members" / f"{name}.pem")
-        return IdentitySeat(name, context, identity, Journal(tmp_path / f"{name}.once"))
+        return IdentitySeat(name, context, Journal(tmp_path / f"{name}.once"), identity)
 
     return seat
 
@@ -82,7 +82,7 @@ def test_two_runs_of_a_simulation_have_nothing_to_say_to_each_other() -> None:
 def test_foreign_revoked_and_unfit_signers_are_refused(authority: Authority, tmp_path: Path) -> None:
     def seat(name: str, home: Authority = authority, revoked: Callable[[], Revoked] = Revoked) -> IdentitySeat:
         identity = Identity.load(home.folder / "members" / f"{name}.pem")
-        return IdentitySeat(name, CONTEXT, identity, Journal(tmp_path / "once"), revoked)
+        return IdentitySeat(name, CONTEXT, Journal(tmp_path / "once"), identity, revoked)
 
     stranger = Authority.create(tmp_path / "elsewhere", "test")
     stranger.issue("a", "worker")
@@ -126,7 +126,14 @@ def test_the_journal_outlives_its_process_and_drops_only_a_torn_line(tmp_path: P
         Journal(path).once(b"1", b"yes")
 
 
-def test_a_seat_that_knows_no_identities_says_so() -> None:
+def test_a_seat_that_knows_no_identities_says_so(tmp_path: Path) -> None:
+    nameless = NamelessSeat("a", CONTEXT, Journal(tmp_path / "once"))
+    nameless.once("x", b"1")
+    with pytest.raises(SecretRoundVoid):
+        nameless.once("x", b"2")
+    for call in (lambda: nameless.sign(b""), lambda: nameless.verify("b", b"", b"")):
+        with pytest.raises(ConfigError, match="knows no identities"):
+            call()
     seat = Seat("a", CONTEXT)
     for call in (lambda: seat.sign(b""), lambda: seat.verify("b", b"", b""), lambda: seat.once("x", b"")):
         with pytest.raises(ConfigError, match="knows no identities"):

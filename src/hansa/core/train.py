@@ -309,8 +309,10 @@ class _Loop:
         )
         next(server)
         for leg in range(reducer.legs):
-            enough = who.enough(len(survivors)) if leg == 0 else len(survivors)
-            collecting = Round(survivors, enough if who.quorum is None else who.quorum, enough, leg)
+            asked = len(_workers(survivors))
+            helping = len(survivors) - asked  # helpers are waited for beside the workers that are enough
+            enough = helping + (who.enough(asked) if leg == 0 else asked)
+            collecting = Round(survivors, enough if who.quorum is None else helping + who.quorum, enough, leg)
             while collecting.phase == Phase.OPEN:
                 self._take(collecting, tasks[0].kind, attempt)
                 self._feed(collecting, bound, state, server)

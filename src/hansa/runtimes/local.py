@@ -3,6 +3,7 @@
 It is the reference: every other runtime gives the same bits for the same job and seed.
 """
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -13,9 +14,11 @@ from typing import Any
 from hansa.core.data import Clients
 from hansa.core.errors import ConfigError, HansaError
 from hansa.core.job import Job
+from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Task, Traffic
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
+from hansa.crypto.simulated_seat import SimulatedSeat
 from hansa.runtimes.history import History
 from hansa.runtimes.simulation import simulate
 
@@ -37,6 +40,7 @@ class LocalSession(Session):
         self._talking: dict[str, Conversation] = {}
         self._answers: deque[tuple[Task, int, Tensors]] = deque()
         self._deadline: Deadline | None = None
+        self._secret = secrets.token_bytes(32)  # of all seats: parties of a simulation trust each other
         self._up = self._down = 0
         self._compute = 0.0
         self._since = time.perf_counter()
@@ -68,13 +72,20 @@ class LocalSession(Session):
         return deadline
 
     def send(self, task: Task, leg: int, message: Tensors) -> None:
-        """Queues the server's answer."""
+        """Queues the server's answer; the leg has a deadline of its own."""
         self._answers.append((task, leg, message))
+        self._down += message.size_bytes
+        self._deadline = Deadline(task.kind, task.round, task.attempt)
+
+    def seat(self, task: Task) -> Seat:
+        """The server's."""
+        return SimulatedSeat("server", task.context, self._secret)
 
     def retire(self, tasks: Sequence[Task]) -> None:
         """Ends conversations; the memory of a task is saved under its name, and is current only if it counted."""
         over = {task.key for task in tasks}
         self._waiting = deque(entry for entry in self._waiting if entry[0].key not in over)
+        self._answers = deque(entry for entry in self._answers if entry[0].key not in over)
         for task in tasks:
             self._talking.pop(task.key, None)
 
@@ -86,8 +97,11 @@ class LocalSession(Session):
         return traffic
 
     def _begin(self, task: Task, down: Tensors, frozen: Tensors) -> Conversation:
-        data, memory = self._clients.open(task.client), self._memories.load(task.client, task.since)
-        self._talking[task.key] = perform(self._job, task, down, data, memory, frozen)
+        helps = task.role == "helper"  # it has no data, and remembers nothing
+        data = () if helps else self._clients.open(task.client)
+        memory = EMPTY if helps else self._memories.load(task.client, task.since)
+        seat = SimulatedSeat(task.client, task.context, self._secret)
+        self._talking[task.key] = perform(self._job, task, down, data, memory, frozen, seat)
         return self._talking[task.key]
 
     def _step(self, task: Task, leg: int, go: Any) -> Happening:
@@ -110,7 +124,7 @@ class LocalSession(Session):
             try:
                 self._talking.pop(task.key).send(None)
             except StopIteration as end:
-                if task.kind == "train":
+                if task.kind == "train" and task.role == "worker":
                     self._memories.save(task.client, task.memory, end.value)
 
 

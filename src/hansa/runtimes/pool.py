@@ -11,6 +11,7 @@ again; and no bit of the result depends on who did what.
 
 import bisect
 import json
+import secrets
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -23,9 +24,11 @@ from typing import Any, Generic, TypeVar
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import ConfigError, DataError, HansaError
 from hansa.core.job import Job, canonical
+from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Session, Task, Traffic
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
+from hansa.crypto.simulated_seat import SimulatedSeat
 from hansa.runtimes.forms import rebuild, task_of, worker_form
 
 TRIES = 3  # of one task, when the worker that does it dies
@@ -108,6 +111,7 @@ class PoolSession(Session, Generic[Handle]):
         self._sizes = sizes() if callable(sizes) else None
         self._seconds: dict[str, float] = {}  # client -> how long its last task took
         self._example_s = 1e-3
+        self._secret = secrets.token_bytes(32)  # of all seats: parties of a simulation trust each other
         self._deadline: Deadline | None = None
         self._up = self._down = 0
         self._compute = 0.0
@@ -190,6 +194,12 @@ class PoolSession(Session, Generic[Handle]):
         answer = self._write(message)
         self._used[task.key].append(answer)
         home.answers.append(Request(task, {"answer": answer}, leg))
+        self._down += message.size_bytes
+        self._deadline = Deadline(task.kind, task.round, task.attempt)
+
+    def seat(self, task: Task) -> Seat:
+        """The server's."""
+        return SimulatedSeat("server", task.context, self._secret)
 
     def retire(self, tasks: Sequence[Task]) -> None:
         """Drops what was not begun, deletes what was written, and lets workers forget conversations."""
@@ -219,7 +229,7 @@ class PoolSession(Session, Generic[Handle]):
 
     def _expected_s(self, client: str) -> float:
         """Seconds that a client's task will take: as its last one took, or by its number of examples."""
-        if client not in self._seconds and self._sizes is not None:
+        if client not in self._seconds and self._sizes is not None and client in self._clients.ids:
             return float(self._sizes[bisect.bisect_left(self._clients.ids, client)]) * self._example_s
         return self._seconds.get(client, 0.0)
 
@@ -240,7 +250,12 @@ class PoolSession(Session, Generic[Handle]):
                 member.request = request
                 if self._converses:
                     self._home[request.task.key] = member
-                asked = {"task": vars(request.task), "leg": request.leg, "over": member.over}
+                asked = {
+                    "task": vars(request.task),
+                    "leg": request.leg,
+                    "over": member.over,
+                    "secret": self._secret.hex(),
+                }
                 member.over = []
                 member.begin(asked, self._inputs(request))
 
@@ -292,7 +307,7 @@ class PoolSession(Session, Generic[Handle]):
             self._memories.save(request.task.client, request.task.memory, heard.memory)
         self._up += heard.message.size_bytes
         self._compute += heard.seconds
-        if request.task.kind == "train":
+        if request.task.kind == "train" and request.task.role == "worker":
             self._learn(request.task.client, heard.seconds)
         return Reply(request.task, request.leg, heard.message, heard.message.size_bytes, heard.seconds)
 
@@ -369,7 +384,8 @@ class Performer:
             self._talking.pop(key, None)
         if leg == 0:
             data = _data(clients, task, read)
-            self._talking[task.key] = perform(job, task, read("down"), data, read("memory"), read("frozen"))
+            seat = SimulatedSeat(task.client, task.context, bytes.fromhex(asked["secret"]))
+            self._talking[task.key] = perform(job, task, read("down"), data, read("memory"), read("frozen"), seat)
             message = next(self._talking[task.key])
         else:
             message = self._talking[task.key].send(read("answer"))

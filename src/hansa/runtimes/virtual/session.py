@@ -2,11 +2,11 @@
 
     publish ─► the device is there and idle ─► download ─► compute ─► upload ─► Reply
        │                                       └── it drops out, or its hours end ─► Failure
-       └─────────────────────── deadline_s of simulated time ─────────────────────► Deadline
+       └─────────────── deadline_s of simulated time, for each leg ───────────────► Deadline
 
 How long a task takes is known when it is published, from what is declared; what it answers is computed, by the runtime
 inside, only when the round loop is about to be given it. An answer that comes after its round is never computed: it
-arrives empty, since the loop only counts it.
+arrives empty, since the loop only counts it. Helpers of a reducer are no devices: they are there, and take no time.
 """
 
 import math
@@ -19,6 +19,7 @@ import numpy as np
 
 from hansa.core.errors import ConfigError
 from hansa.core.job import Job
+from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Reply, Session, Stop, Task, Traffic
 from hansa.core.sampling import Stream
 from hansa.core.tensors import EMPTY, Tensors
@@ -26,6 +27,8 @@ from hansa.runtimes.virtual.device import DAY_H
 from hansa.runtimes.virtual.fleet import HOUR_S
 from hansa.runtimes.virtual.workload import Workload
 from hansa.runtimes.virtual.world import Errand, World
+
+NOWHERE = -1  # the device of a helper
 
 
 @dataclass
@@ -51,6 +54,15 @@ class Tally:
     computed: int = 0
     staleness: Counter[int] = field(default_factory=Counter)
     picked: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Due:
+    """The deadline of one leg of a conversation."""
+
+    context: bytes
+    leg: int
+    deadline: Deadline
 
 
 class VirtualSession(Session):
@@ -87,6 +99,7 @@ class VirtualSession(Session):
         self._live: dict[str, Errand] = {}  # published tasks that have not ended
         self._talking: dict[str, Errand] = {}  # those whose conversation has more legs
         self._results: dict[str, Reply | Failure] = {}
+        self._timed: dict[bytes, tuple[int, float]] = {}  # by context: the leg that is collected, and its deadline_s
         self._wanted = self._version = 0
         self._frozen_at: set[tuple[int, str]] = set()
         self._up = self._down = 0
@@ -116,15 +129,14 @@ class VirtualSession(Session):
             self.world.announce(errand.end + (self._notice_s if errand.reason else 0.0), self, errand)
             self.tally.published += 1
             self._down += down.size_bytes
-            if task.kind == "train":
+            if task.kind == "train" and task.role == "worker":
                 self.tally.picked[errand.device] += 1
                 self._version = task.version
         if tasks:
             flying = sum(errand.task.kind == tasks[0].kind for errand in self._live.values())
             self._wanted = self._job.who.enough(flying) if tasks[0].kind == "train" else len(tasks)
         if tasks and deadline_s is not None:
-            deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
-            self.world.announce(self.world.now + deadline_s, self, (deadline, [task.key for task in tasks]))
+            self._time(tasks[0], 0, deadline_s)
 
     def next(self) -> Happening:
         """What happens next in simulated time; an answer is computed now."""
@@ -136,8 +148,8 @@ class VirtualSession(Session):
                 happening = self._late(what) if what.over else self._ended(what)
                 if happening is not None:
                     return happening
-            elif any(key in self._live for key in what[1]):
-                deadline: Deadline = what[0]
+            elif self._timed.get(what.context, (-1,))[0] == what.leg and self._waits(what.context):
+                deadline: Deadline = what.deadline
                 return deadline
         raise ConfigError("nothing will happen any more, and the round is not over: lower its quorum.")
 
@@ -145,6 +157,8 @@ class VirtualSession(Session):
         """Announces the client's next message for when it has travelled; its size is known, for it is computed now."""
         before = self._talking[task.key]
         wire, size, now = self.world.fleet, message.size_bytes, self.world.now
+        if (timed := self._timed.get(task.context)) is not None and timed[0] < leg:
+            self._time(task, leg, timed[1])
         errand = Errand(task, before.device, now, now, leg=leg)
         self._down += size
         leaves, share = self._fate(task, leg)
@@ -153,15 +167,17 @@ class VirtualSession(Session):
         else:
             self.inside.send(task, leg, message)
             errand.answer = self._result(task.key)
-        up = errand.answer.size_bytes if isinstance(errand.answer, Reply) else 0
-        parts = wire.seconds(before.device, down_bytes=size, examples=0, steps=0, up_bytes=up)
-        errand.end = now + float(sum(parts)) * share
+        if task.role == "worker":
+            up = errand.answer.size_bytes if isinstance(errand.answer, Reply) else 0
+            parts = wire.seconds(before.device, down_bytes=size, examples=0, steps=0, up_bytes=up)
+            errand.end = now + float(sum(parts)) * share
         self._live[task.key] = errand
         self.world.announce(errand.end + (self._notice_s if errand.reason else 0.0), self, errand)
 
     def retire(self, tasks: Sequence[Task]) -> None:
         """Begun tasks run on and will be late; others are withdrawn from their devices."""
         for task in tasks:
+            self._timed.pop(task.context, None)
             self._talking.pop(task.key, None)
             self._results.pop(task.key, None)
             errand = self._live.pop(task.key, None)
@@ -176,11 +192,24 @@ class VirtualSession(Session):
                 self.tally.late += 1
         self.inside.retire(tasks)
 
+    def seat(self, task: Task) -> Seat:
+        """That of the runtime inside, in which the conversation lives."""
+        return self.inside.seat(task)
+
     def traffic(self) -> Traffic:
         """Bytes, simulated seconds, and seconds that devices computed, late ones among them."""
         traffic = Traffic(self._up, self._down, self.world.now - self._since, self._compute_s)
         self._up, self._down, self._compute_s, self._since = 0, 0, 0.0, self.world.now
         return traffic
+
+    def _time(self, task: Task, leg: int, deadline_s: float) -> None:
+        """From now on there is this leg's deadline; that of the leg before is over."""
+        self._timed[task.context] = leg, deadline_s
+        due = Due(task.context, leg, Deadline(task.kind, task.round, task.attempt))
+        self.world.announce(self.world.now + deadline_s, self, due)
+
+    def _waits(self, context: bytes) -> bool:
+        return any(errand.task.context == context for errand in self._live.values())
 
     # -- a task's course
 
@@ -191,6 +220,8 @@ class VirtualSession(Session):
 
     def _fate(self, task: Task, leg: int) -> tuple[bool, float]:
         """Whether the device leaves in this leg, and after which share of it. Each leg is as likely as another."""
+        if task.role == "helper":
+            return False, 1.0
         probability = float(self.world.fleet.columns["dropout"][self._device(task.client)])
         if not probability:
             return False, 1.0
@@ -203,6 +234,8 @@ class VirtualSession(Session):
         return np.random.default_rng(Stream("virtual", self._seed, task.key).seed()).random(3)
 
     def _errand(self, task: Task, down: Tensors, frozen: Tensors) -> Errand:
+        if task.role == "helper":
+            return Errand(task, NOWHERE, self.world.now, self.world.now, down=down, frozen=frozen)
         fleet, device = self.world.fleet, self._device(task.client)
         down_bytes = down.size_bytes
         if task.frozen and (device, task.frozen) not in self._frozen_at:
