@@ -224,7 +224,7 @@ class Job:
             return
         if not bound.signal.divided:
             yield "the pipeline has no mean, so the model would move by a sum: add UniformMean() or WeightedMean()."
-        if bound.events() and evaluation.workers != 0:
+        if (bound.events() or self.algorithm.work.dp) and evaluation.workers != 0:
             yield "evaluation on workers releases exact metrics of a private job: set workers=0, evaluate centrally."
         if bound.events() and self.signal.parts.get("buffers"):
             yield "buffers (batch norm's statistics) are released without noise: make them FROZEN, or use group norm."

@@ -1,0 +1,170 @@
+"""DP-SGD: clipped sums against gradients taken one by one, noise, draws, and what is refused."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hansa.adapters.torch import TorchModel
+from hansa.adapters.torch_records import Protected, Records, noisy_mean, rate, steps
+from hansa.algorithms import FedAvg
+from hansa.core.data import Dataset
+from hansa.core.errors import ConfigError, JobError
+from hansa.core.job import Evaluation, Job
+from hansa.core.model import LocalWork, RecordDP
+from hansa.core.pipeline import Pipeline
+from hansa.stages.mean import UniformMean
+from hansa.stages.sum import Sum
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4, padding_idx=0), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(x)).mean(1)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.same(self.same(x).relu()))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gru(x)[0][:, -1])
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {  # net, one record, by the short way
+    "dense": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)), (6,), True),
+    "few positions": (lambda: nn.Sequential(nn.Linear(9, 8), nn.Flatten(), nn.Linear(16, 3)), (2, 9), True),
+    "many positions": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Flatten(), nn.Linear(60, 3)), (20, 2), True),
+    "images": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.Tanh(), nn.Conv2d(4, 6, 2, groups=2, dilation=2), nn.Flatten(),
+            nn.Linear(6, 3),
+        ), (2, 6, 6), True,
+    ),
+    "words": (Words, (5,), True),
+    "used twice": (Twice, (6,), False),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)), (6,), False),
+    "recurrent": (Recurrent, (4, 3), False),
+}  # fmt: skip
+
+
+def batch(shape: tuple[int, ...], words: bool, count: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    x = (
+        torch.randint(7, (count, *shape), generator=generator)
+        if words
+        else torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    )
+    return x, torch.arange(count) % 3
+
+
+@pytest.mark.parametrize("clip", [0.1, 1.0, 100.0])
+@pytest.mark.parametrize("net", NETS)
+def test_clipped_sums_are_those_of_gradients_taken_one_by_one(net: str, clip: float) -> None:
+    make, shape, short = NETS[net]
+    torch.manual_seed(1)
+    module = make().double()
+    x, y = batch(shape, net == "words")
+    names, weights = zip(*module.named_parameters(), strict=True)
+    records = Records(module, F.cross_entropy, names, weights)
+    sums = records.clipped_sum([x], y, clip)
+    assert (records._ghosts is not None) == short
+    wanted = [torch.zeros_like(weight) for weight in weights]
+    for i in range(len(x)):
+        grads = torch.autograd.grad(F.cross_entropy(module(x[i : i + 1]), y[i : i + 1]), weights)
+        norm = torch.sqrt(sum((g.square().sum() for g in grads), torch.zeros(())))
+        for total, g in zip(wanted, grads, strict=True):
+            total += g * min(1.0, clip / float(norm))
+    for got, want in zip(sums, wanted, strict=True):
+        assert torch.allclose(got, want, rtol=1e-6, atol=1e-9)
+
+
+def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
+    module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    x, y = batch((6,), False)
+    names, weights = zip(*module.named_parameters(), strict=True)
+    records = Records(module, F.cross_entropy, names, weights)
+    wild = x.clone()
+    wild[0] = torch.tensor([1e6, -1e6, 1e300, 0, float("inf"), float("nan")])
+    with_it, without = records.clipped_sum([wild], y, 0.5), records.clipped_sum([wild[1:]], y[1:], 0.5)
+    moved = torch.sqrt(sum(((a - b).square().sum() for a, b in zip(with_it, without, strict=True)), torch.zeros(())))
+    assert float(moved) <= 0.5 + 1e-9
+
+
+def test_noise_has_its_standard_deviation_and_draws_their_rate() -> None:
+    work = LocalWork(lr=1.0, epochs=1, batch_size=20, dp=RecordDP(noise_multiplier=2.0, clip=3.0))
+    protected = Protected()
+    noise = noisy_mean([torch.zeros(100_000), torch.zeros(7, 3)], work, protected)
+    assert float(noise[0].std()) == pytest.approx(2.0 * 3.0 / 20, rel=0.02)
+    assert abs(float(noise[0].mean())) < 5 * 0.3 / 100_000**0.5 and noise[1].shape == (7, 3)
+    ranks = noise[0].sort().values / 0.3
+    expected = torch.distributions.Normal(0.0, 1.0).cdf(ranks)
+    assert (
+        float((expected - torch.linspace(0, 1, len(ranks))).abs().max()) < 1.95 / len(ranks) ** 0.5
+    )  # Kolmogorov, 1e-3
+    counts = [len(protected.chosen(1000, rate(work, 1000))) for _ in range(500)]
+    assert np.mean(counts) == pytest.approx(20, abs=4 * (19.6 / 500) ** 0.5) and np.std(counts) == pytest.approx(
+        4.4, rel=0.2
+    )
+    assert rate(work, 5) == 1.0 and steps(work, 90) == 5 and steps(work.with_(epochs=None, steps=7), 90) == 7
+
+
+def test_draws_and_noise_never_come_from_the_seed_of_the_job() -> None:
+    same, other = (Protected(lambda count: bytes([7]) * count) for _ in range(2))
+    assert torch.equal(same.normals(9), other.normals(9))  # the key decides, and is the operating system's
+    data = Dataset(x=np.random.default_rng(0).normal(size=(64, 6)).astype("float32"), y=np.arange(64) % 3)
+    model = TorchModel(partial(nn.Linear, 6, 3), loss=F.cross_entropy)
+    work = LocalWork(lr=0.1, epochs=2, batch_size=16, dp=RecordDP(1.0, 1.0))
+    params = model.init(0)
+    first, second = (model.fit(params, data, work, np.random.default_rng(5)) for _ in range(2))
+    assert first.params != second.params
+    assert first.steps == 8 and not first.metrics
+    quiet = work.with_(dp=RecordDP(1e-9, 1e9), optimiser="adam", proximal=0.1, momentum=0.0)
+    assert model.fit(params, data, quiet, np.random.default_rng(5)).params.shapes == params.shapes
+
+
+def test_what_mixes_records_is_refused() -> None:
+    data = Dataset(x=np.ones((8, 6), "float32"), y=np.arange(8) % 3)
+    work = LocalWork(lr=0.1, epochs=1, batch_size=4, dp=RecordDP(1.0, 1.0))
+    mixed = TorchModel(lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), loss=F.cross_entropy)
+    with pytest.raises(ConfigError, match=r"'1' is a batch norm, which mixes records.*group norm"):
+        mixed.fit(mixed.init(0), data, work, np.random.default_rng(0))
+    summed = TorchModel(partial(nn.Linear, 6, 3), loss=partial(F.cross_entropy, reduction="sum"))
+    with pytest.raises(ConfigError, match="needs a loss that is a mean over records"):
+        summed.fit(summed.init(0), data, work.with_(batch_size=8), np.random.default_rng(0))
+    for bad in ({"noise_multiplier": 0.0, "clip": 1.0}, {"noise_multiplier": 1.0, "clip": float("inf")}):
+        with pytest.raises(ConfigError, match="record-level privacy needs one above 0"):
+            RecordDP(**bad)
+    with pytest.raises(ConfigError, match="give a batch_size"):
+        LocalWork(lr=0.1, epochs=1, dp=RecordDP(1.0, 1.0))
+
+
+def test_a_job_refuses_models_that_cannot_and_metrics_that_would_leak() -> None:
+    from hansa.testing.models import Line
+
+    work = LocalWork(lr=0.1, epochs=1, batch_size=4, dp=RecordDP(1.0, 1.0))
+    job = partial(Job, algorithm=FedAvg(work), pipeline=Pipeline([UniformMean()], Sum()), cohort=2)
+    with pytest.raises(JobError, match="cannot clip single records: use TorchModel"):
+        job(model=Line()).check()
+    torch_model = TorchModel(partial(nn.Linear, 6, 3), loss=F.cross_entropy)
+    job(model=torch_model).check()
+    with pytest.raises(JobError, match=re.escape("evaluation on workers releases exact metrics of a private job")):
+        job(model=torch_model, evaluation=Evaluation(workers=2)).check()
