@@ -15,11 +15,20 @@ from hansa.core.sampling import Fixed, Poisson, Sampling
 from hansa.core.tensors import Tensors
 from hansa.stages.adaptive_clip import AdaptiveClip
 from hansa.stages.clip import Clip
+from hansa.stages.dither import Dither
+from hansa.stages.eden import Eden
+from hansa.stages.lowrank import LowRank
+from hansa.stages.mask import RandomMask
 from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.median import Median
 from hansa.stages.noise import Gaussian
+from hansa.stages.pack import Pack
+from hansa.stages.powersgd import PowerSGD
 from hansa.stages.quantise import Quantise
+from hansa.stages.rotate import Rotate
+from hansa.stages.sign import MajorityVote, Sign
 from hansa.stages.sum import Sum
+from hansa.stages.ternary import Ternary
 from hansa.stages.topk import TopK
 
 
@@ -75,6 +84,31 @@ WRONG: list[tuple[list[Stage], Reducer, str]] = [
     ([UniformMean(), AdaptiveClip(1.0)], Sum(), "put AdaptiveClip first"),
     ([Clip(1.0), AdaptiveClip(1.0), UniformMean()], Sum(), "keep one of them"),
     ([AdaptiveClip(1.0), UniformMean(), Gaussian(1.0, count_noise=0.1)], Sum(), "raise it above"),
+    ([Clip(1.0), UniformMean(), Quantise(8), Rotate()], Sum(), "put Rotate before what rounds"),
+    ([Clip(1.0), UniformMean(), Quantise(8), RandomMask(0.5)], Sum(), "put RandomMask before what rounds"),
+    ([UniformMean(), Eden(2), Dither(2)], Sum(), "put Dither before what rounds"),
+    ([UniformMean(), Eden(2), Quantise(8)], Sum(), "keep one Quantise"),
+    ([UniformMean(), Rotate(clip=3.0)], Sum(), "put Clip before it, or leave clip out"),
+    ([UniformMean(), Rotate(), Quantise(4)], Sum(), "put Clip before it"),
+    ([UniformMean(), Rotate(), PowerSGD(1)], Sum(), "makes no tensor smaller"),
+    ([UniformMean(), LowRank(4)], Sum(), "lower rank, or leave it out"),
+    ([UniformMean(), TopK(0.5), LowRank(1)], Sum(), "put LowRank before it"),
+    ([UniformMean(), Pack()], Sum(), "put Quantise or MajorityVote before it"),
+    (
+        [Clip(1.0), UniformMean(), TopK(0.1, error_feedback=False), Quantise(20), Pack()],
+        Sum(),
+        "lower the bits of Quantise",
+    ),
+    ([WeightedMean(), MajorityVote(0.1)], Sum(), r"put UniformMean\(\) before it"),
+    ([MajorityVote(0.1), UniformMean()], Sum(), r"put UniformMean\(\) before it"),
+    ([UniformMean(), TopK(0.1), MajorityVote(0.1)], Sum(), "leave one of them out"),
+    ([UniformMean(), Ternary(shared=True)], Sum(), "put Clip before it"),
+    ([UniformMean(), Eden(2)], Hidden(), r"leave Eden out, or use Sum\(\)"),
+    ([UniformMean(), Dither(2)], Hidden(), r"leave Dither out, or use Sum\(\)"),
+    ([UniformMean(), Ternary()], Hidden(), r"leave Ternary out, or use Sum\(\)"),
+    ([UniformMean(), Sign()], Hidden(), r"leave Sign out, or use Sum\(\)"),
+    ([UniformMean(), RandomMask(0.5, shared=False)], Hidden(), r"leave RandomMask out, or use Sum\(\)"),
+    ([Clip(1.0), UniformMean(), Quantise(4), Pack()], Hidden(), r"leave Pack out, or use Sum\(\)"),
     ([WeightedMean()], Median(), r"put UniformMean\(\) in the pipeline"),
     ([Clip(1.0)], Median(), r"put UniformMean\(\) in the pipeline"),
 ]
@@ -103,6 +137,11 @@ def test_wrong_composition_is_refused_with_its_remedy(stages: list[Stage], reduc
     [
         ([UniformMean(), TopK(0.1)], Sum(), STALE, Algorithm(WORK), "set max_staleness=0"),
         ([AdaptiveClip(1.0), UniformMean()], Sum(), STALE, Algorithm(WORK), "set max_staleness=0"),
+        ([UniformMean(), Sign()], Sum(), STALE, Algorithm(WORK), "set max_staleness=0"),
+        ([UniformMean(), RandomMask(0.5)], Sum(), STALE, Algorithm(WORK), "max_staleness=0, or shared=False"),
+        ([UniformMean(), LowRank(1)], Sum(), STALE, Algorithm(WORK), "set max_staleness=0"),
+        ([UniformMean(), PowerSGD(1, error_feedback=False)], Sum(), STALE, Algorithm(WORK), "set max_staleness=0"),
+        ([UniformMean(), MajorityVote(0.1)], Sum(), STALE, Discounting(WORK), "knows no fractions of a vote"),
         ([UniformMean()], Median(), Poisson(0.5), Algorithm(WORK), "use cohort=n instead"),
         ([UniformMean()], Median(), STALE, Discounting(WORK), r"use Sum\(\)"),
         ([UniformMean()], Hidden(), STALE, Discounting(WORK), r"use Sum\(\)"),
@@ -114,6 +153,24 @@ def test_composition_that_the_job_contradicts_is_refused(
     stages: list[Stage], reducer: Reducer, sampling: Sampling, algorithm: Algorithm, remedy: str
 ) -> None:
     assert re.search(remedy, refusal(stages, reducer, sampling, algorithm))
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [UniformMean(), Rotate()],
+        [Clip(1.0), UniformMean(), Rotate(clip=3.0), RandomMask(0.5), Quantise(2)],
+        [Clip(1.0), UniformMean(), Ternary(shared=True)],
+        [UniformMean(), LowRank(2)],
+        [UniformMean(), PowerSGD(1)],
+        [UniformMean(), MajorityVote(0.1)],
+    ],
+    ids=repr,
+)
+def test_compression_that_adds_up_goes_with_a_reducer_that_sees_only_the_total(stages: list[Stage]) -> None:
+    setting = Setting(sampling=PLAIN, algorithm=Algorithm(WORK), population=10)
+    parts = Pipeline(stages, Hidden()).bind(SIGNAL, setting).signal.parts
+    assert all(part.additive for part in parts.values())
 
 
 def test_buffers_under_noise_are_refused() -> None:
@@ -141,6 +198,16 @@ def test_overflow_of_the_sum_is_refused_before_any_data() -> None:
         (lambda: Quantise(33), "to 32"),
         (lambda: TopK(0.0), r"lies in \(0, 1\]"),
         (lambda: TopK(1.5), r"lies in \(0, 1\]"),
+        (lambda: Rotate(clip=0.0), "clip=0.0"),
+        (lambda: RandomMask(0.0), r"lies in \(0, 1\]"),
+        (lambda: LowRank(0), "rank=0"),
+        (lambda: PowerSGD(0), "rank=0"),
+        (lambda: Eden(0), "from 1 to 8"),
+        (lambda: Eden(9), "from 1 to 8"),
+        (lambda: Dither(0.1), "from 0.5 to 8"),
+        (lambda: Ternary(clip=-1.0), "clip=-1.0"),
+        (lambda: Ternary(shared=True, clip=2.5), "leave clip out"),
+        (lambda: MajorityVote(0.0), "step=0.0"),
         (lambda: AdaptiveClip(-1.0), "initial=-1.0"),
         (lambda: AdaptiveClip(1.0, quantile=2.0), "quantile=2.0"),
         (lambda: AdaptiveClip(1.0, learning_rate=0.0), "learning_rate=0.0"),
@@ -172,6 +239,12 @@ class Vector(Model):
     [
         (TopK(0.1), "leave it out"),
         (TopK(0.1, error_feedback=False), "use Quantise there"),
+        (RandomMask(0.5), "use Quantise there"),
+        (LowRank(1), "use Quantise there"),
+        (PowerSGD(1, error_feedback=False), "use Quantise there"),
+        (Sign(error_feedback=False), "use Quantise there"),
+        (Ternary(), "use Quantise there"),
+        (MajorityVote(0.1), "leave it out of `down`"),
         (AdaptiveClip(1.0), "leave it out of `down`"),
         (Gaussian(1.0), "leave it out of `down`"),
         (UniformMean(), "leave it out of `down`"),
