@@ -147,7 +147,9 @@ class Federation:
         self.address = self.server.wait_ready()
         return self.address
 
-    def start_worker(self, name: str, data: str, failpoint: str = "", server: str = "", **options: Any) -> Process:
+    def start_worker(
+        self, name: str, data: str | None, failpoint: str = "", server: str = "", **options: Any
+    ) -> Process:
         given: dict[str, Any] = {
             "server": server or self.address,
             "folder": str(self.folder / name),

@@ -89,7 +89,7 @@ def log_of(federation: Federation) -> str:
         ([HELLO, HELLO.SerializeToString() + b"\x9a\x06\x01x"], "unknown fields"),
         ([HELLO, bytes(2 << 20)], "RESOURCE_EXHAUSTED"),
         (
-            [HELLO, pb.FromWorker(failed=pb.Failed(task=pb.Task(run="r", kind="train", client="w0")))],
+            [HELLO, pb.FromWorker(failed=pb.Failed(task=pb.Task(run="r", kind="train", client="w0", role="worker")))],
             "'w1' answers for 'w0'",
         ),
         (
@@ -258,4 +258,4 @@ def test_deadlines_are_those_of_a_clock_that_cannot_be_set() -> None:
     assert "time.time()" not in inspect.getsource(session)
     assert "time.time()" not in inspect.getsource(federation.Federation.away_s)
     assert "time.time()" not in inspect.getsource(federation.Federation._look)
-    assert "call_later" in inspect.getsource(GrpcSession._offer)
+    assert "call_later" in inspect.getsource(GrpcSession._arm)

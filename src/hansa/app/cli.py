@@ -407,11 +407,14 @@ def server(
 @app.command(rich_help_panel="A federation")
 def worker(
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--data", metavar="SPEC", help="Your data: module.py:function, a .csv, .parquet or .npz file or URL."
         ),
-    ],
+    ] = None,
+    helper: Annotated[
+        bool, typer.Option("--helper", help="Take part without data, in jobs that name this worker as a helper.")
+    ] = False,
     server: Server = None,
     identity: IdentityFile = None,
     allow: Annotated[
@@ -444,7 +447,7 @@ def worker(
     """
     from hansa.app.federation import worker as run
 
-    run(server, identity, data, allow or [], state, device, revoked, insecure, name)
+    run(server, identity, data, helper, allow or [], state, device, revoked, insecure, name)
 
 
 @app.command(rich_help_panel="A federation")

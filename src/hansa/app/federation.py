@@ -81,8 +81,8 @@ def server(
 
 
 def worker(
-    address: str | None, identity: Path | None, data: str, allow: Sequence[str], state: Path | None, device: str,
-    revoked: Path | None, insecure: bool, name: str | None,
+    address: str | None, identity: Path | None, data: str | None, helper: bool, allow: Sequence[str],
+    state: Path | None, device: str, revoked: Path | None, insecure: bool, name: str | None,
 ) -> None:  # fmt: skip
     """Works until SIGINT or SIGTERM."""
     from hansa.runtimes.policy import Policy
@@ -98,7 +98,13 @@ def worker(
     if not allow:
         every = "everything runs, since --insecure is for trying things" if insecure else "every job will be refused"
         hint(f"no --allow: {every}; --allow signer:NAME, hash:HEX or ask says which may run")
-    _has_data(data)
+    if (data is None) != helper:
+        raise ConfigError(
+            "--helper takes part without data: leave --data out." if helper else
+            "no --data: say where your data is, as --data patients.csv; or --helper, to take part without any."
+        )  # fmt: skip
+    if data is not None:
+        _has_data(data)
     member = _identity(file, insecure, "worker")
     if member is not None and member.role != "worker":
         raise errors.IdentityError(f"'{member.name}' is enrolled as {member.role}: a worker needs the role worker.")
@@ -109,7 +115,8 @@ def worker(
         from hansa.runtimes.grpc.worker import work
     _logging()
     emit("worker", name=own, server=server, state=str(folder))
-    say(f"worker '{own}' with the data {data}, for the server {server}")
+    with_what = "without data, for jobs that name it as a helper" if data is None else f"with the data {data}"
+    say(f"worker '{own}' {with_what}, for the server {server}")
     person = Person()
     work(
         server, folder, data=data, identity=member, insecure=insecure, name=own, policy=policy, device=device,

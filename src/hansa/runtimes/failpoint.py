@@ -2,7 +2,9 @@
 
     server   after-publish first-reply mid-fold before-charge after-charge
              before-commit mid-commit after-commit after-retire
+             reply-N send-N: when an answer of leg N has come, when the first word of leg N was said
     worker   mid-training mid-upload
+             leg-N: when it was asked for leg N, from 1 on
 
 `count` is the time at which that step is reached; 1 if it is not given.
 """

@@ -5,6 +5,7 @@
       blobs/RUN/ROUND-….ckpt     checkpoints over 1 MB, unless another place is given as an fsspec URL
       bundles/HASH.hansa         the signed jobs
       logs/RUN.log               what the run's log says
+      said/RUN.once              what the server said once in secret rounds
       spool/                     uploads of the current round, sealed; emptied at start
 
 A commit is one transaction: it is there whole after it returned, or not at all. A small checkpoint lies in the
@@ -28,8 +29,10 @@ from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from hansa.core.checkpoint import Buffer, Checkpoint
 from hansa.core.errors import ConfigError, CorruptFile, MissingExtra, NotFound, StateMismatch, StorageFull
+from hansa.core.job import Job
 from hansa.core.ledger import Entry, Event
 from hansa.core.runtime import Store
+from hansa.runtimes.budget import EVERYONE, Budget, admit
 from hansa.runtimes.failpoint import failpoint
 from hansa.runtimes.folder_lock import lock_folder
 
@@ -83,6 +86,20 @@ _members = sql.Table(
     sql.Column("last_seen", sql.Float, nullable=False),
 )  # fmt: skip
 
+_budgets = sql.Table(
+    "budgets", _meta,
+    sql.Column("population", sql.String(64), primary_key=True),
+    sql.Column("epsilon", sql.Float, nullable=False),
+    sql.Column("delta", sql.Float, nullable=False),
+)  # fmt: skip
+_plans = sql.Table(
+    "plans", _meta,
+    sql.Column("run", sql.String(32), primary_key=True),
+    sql.Column("population", sql.String(64), nullable=False, index=True),
+    sql.Column("rounds", sql.Integer, nullable=False),
+    sql.Column("events", sql.Text, nullable=False),
+)  # fmt: skip
+
 
 # Made once: to build a statement costs as much as to execute it, and these run in every round.
 _RECORD = _records.insert()
@@ -97,8 +114,18 @@ def _first(connection: sql.Connection) -> None:
     _meta.create_all(connection, tables=[_runs, _checkpoints, _charges, _records, _members])
 
 
+def _second(connection: sql.Connection) -> None:
+    _meta.create_all(connection, tables=[_budgets, _plans])
+    # Runs from before there were plans: what they were charged counts against the budget of everyone.
+    charged = sql.select(_charges.c.run, sql.func.max(_charges.c.round).label("last"), _charges.c.events)
+    runs = connection.execute(charged.group_by(_charges.c.run)).all()
+    rows = [{"run": run.run, "population": EVERYONE, "rounds": run.last + 1, "events": run.events} for run in runs]
+    if rows:
+        connection.execute(_plans.insert(), rows)
+
+
 # One step for each version of the schema, in order, never changed once released: step i leads from version i to i + 1.
-MIGRATIONS = (_first,)
+MIGRATIONS = (_first, _second)
 
 
 class SqlStore:
@@ -120,7 +147,7 @@ class SqlStore:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(exist_ok=True, mode=0o700)
-            for name in ("bundles", "logs", "spool"):
+            for name in ("bundles", "logs", "said", "spool"):
                 (self.folder / name).mkdir(exist_ok=True, mode=0o700)
             self._lock = lock_folder(self.folder, "server", "--state")
         except OSError as error:
@@ -232,6 +259,44 @@ class SqlStore:
         with self._begin() as connection:
             return [dict(row) for row in connection.execute(sql.select(_members).order_by(_members.c.name)).mappings()]
 
+    # -- budgets
+
+    def set_budget(self, budget: Budget) -> None:
+        """Gives a population a budget, in place of the one it had."""
+        row = vars(budget)
+        with self._begin() as connection:
+            mine = _budgets.c.population == budget.population
+            if not connection.execute(_budgets.update().where(mine).values(**row)).rowcount:
+                connection.execute(_budgets.insert().values(**row))
+
+    def budget(self, population: str = EVERYONE) -> Budget | None:
+        """A population's budget, if it has one."""
+        with self._begin() as connection:
+            row = connection.execute(sql.select(_budgets).where(_budgets.c.population == population)).mappings().first()
+        return None if row is None else Budget(**row)
+
+    def plan(self, run: str, population: str, rounds: int, events: Sequence[Event]) -> None:
+        """Keeps what each round of a run will release, and about whom."""
+        text = json.dumps([vars(event) for event in events])
+        with self._begin() as connection:
+            connection.execute(_plans.delete().where(_plans.c.run == run))
+            connection.execute(_plans.insert().values(run=run, population=population, rounds=rounds, events=text))
+
+    def plans(self, population: str | None = None) -> list[dict[str, Any]]:
+        """The plans of all runs about a population (of every one, if None), in the order of the runs' creation."""
+        query = sql.select(_plans).join(_runs, _runs.c.id == _plans.c.run).order_by(_runs.c.created)
+        if population is not None:
+            query = query.where(_plans.c.population == population)
+        with self._begin() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [{**row, "events": tuple(Event(**event) for event in json.loads(row["events"]))} for row in rows]
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps all other threads of this process out of the state."""
+        with self._turn:
+            yield
+
     # -- inside
 
     @contextmanager
@@ -278,6 +343,10 @@ class RunStore(Store):
         with self._whole._begin() as connection:
             return bytes(connection.execute(sql.select(_runs.c.secret).where(_runs.c.id == self._run)).scalar_one())
 
+    def admit(self, job: Job, people: int, population: str = EVERYONE) -> None:
+        """Lets the run begin or go on if its own budget, and its population's, allow: see `budget.admit`."""
+        admit(self._whole, self._run, job, people, population)
+
     def load(self) -> Checkpoint | None:
         """The last committed checkpoint."""
         return self._checkpoint("last")
@@ -286,17 +355,43 @@ class RunStore(Store):
         """The best one."""
         return self._checkpoint("best")
 
+    def begin(self, round: int, attempt: int, events: Sequence[Event]) -> None:
+        """Notes that the conversation of an attempt goes beyond its first leg, and what it may release."""
+        with self._whole._begin() as connection:
+            connection.execute(_charges.delete().where(self._begun))
+            connection.execute(_charges.insert().values(**self._charged(round, attempt, None, events)))
+
+    def settle(self) -> None:
+        """Charges the attempt that had begun when the last process ended, if it was not charged or followed by another.
+
+        Its clients answered under its number, and will not do so again: it is void, and the next one has another.
+        """
+        with self._whole._begin() as connection:
+            connection.execute(_charges.update().where(self._begun).values(survivors="[]"))
+
     def charge(self, round: int, attempt: int, survivors: Sequence[str], events: Sequence[Event]) -> None:
         """Appends to the ledger, before what it charges for is opened."""
         failpoint("before-charge")
         with self._whole._begin() as connection:
-            connection.execute(_charges.insert().values(
-                run=self._run, round=round, attempt=attempt, survivors=json.dumps(list(survivors)),
-                events=json.dumps([vars(event) for event in events]),
-            ))  # fmt: skip
+            connection.execute(_charges.delete().where(self._begun))
+            connection.execute(_charges.insert().values(**self._charged(round, attempt, survivors, events)))
         if self._entries is not None:
             self._entries += [Entry(round, attempt, event) for event in events]
         failpoint("after-charge")
+
+    @property
+    def _begun(self) -> sql.ColumnElement[bool]:
+        """The row of an attempt that began and was not charged."""
+        return (_charges.c.run == self._run) & (_charges.c.survivors == "null")
+
+    def _charged(
+        self, round: int, attempt: int, survivors: Sequence[str] | None, events: Sequence[Event]
+    ) -> dict[str, Any]:
+        return {
+            "run": self._run, "round": round, "attempt": attempt,
+            "survivors": json.dumps(survivors if survivors is None else list(survivors)),
+            "events": json.dumps([vars(event) for event in events]),
+        }  # fmt: skip
 
     def charges(self) -> Sequence[Entry]:
         """The ledger."""
@@ -307,7 +402,7 @@ class RunStore(Store):
     def _read_charges(self) -> list[Entry]:
         with self._whole._begin() as connection:
             found = connection.execute(
-                sql.select(_charges).where(_charges.c.run == self._run).order_by(_charges.c.id)
+                sql.select(_charges).where((_charges.c.run == self._run) & ~self._begun).order_by(_charges.c.id)
             ).all()
         return [Entry(row.round, row.attempt, Event(**event)) for row in found for event in json.loads(row.events)]
 

@@ -5,10 +5,12 @@
 A frame is 4 bytes (length of the header, little-endian), a header in JSON, and `size` raw bytes where the header has
 `size`. Content too large for a frame is a file in the run's folder, named in the header. Nothing is ever unpickled.
 
-    {"do": "load", entry, bundle, data, memory}      → {"did": "load", fingerprint} or {"did": "failed", reason}
+    {"do": "load", entry, bundle, data, folder}      → {"did": "load", fingerprint} or {"did": "failed", reason}
     {"do": "perform", task, down, frozen}            → {"did": "message", key, leg, seconds, name, tag, size | file}
-    {"do": "answer", key, leg, message}              → {"did": "message" …}, or {"did": "failed", key, reason}
+    {"do": "answer", key, leg, message}              → {"did": "message" …}, or {"did": "failed", key, reason, gone}
     {"do": "forget", keys}
+
+In the middle of a task the executor may ask for what needs keys: see `seat`.
 """
 
 import hashlib
@@ -20,19 +22,23 @@ import socket
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hansa.core.checkpoint import Buffer, buffers, open_bytes
-from hansa.core.errors import CorruptFile, HansaError, StateMismatch
+from hansa.core.errors import CorruptFile, DataError, HansaError, PolicyError, SecretRoundVoid, StateMismatch
 from hansa.core.job import Job
+from hansa.core.pipeline import Seat
 from hansa.core.runtime import Task
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
 from hansa.data.files import load as load_data
 from hansa.runtimes.failpoint import failpoint
 from hansa.runtimes.forms import task_of
+from hansa.runtimes.grpc.seat import DistantSeat
 from hansa.runtimes.grpc.wire import INLINE, Tag
 from hansa.runtimes.jobfile import load_job
 
@@ -101,22 +107,33 @@ class DiskMemories:
                 other.unlink()
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """A task that is being done."""
+
+    task: Task
+    seat: Seat
+    steps: Generator[Tensors, Tensors | None, Tensors]
+    id: bytes = field(default_factory=lambda: os.urandom(16))  # of no other, though it were of the same attempt
+
+
 class Executor:
     """Does what the worker says, one thing at a time."""
 
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
+        self._later: deque[tuple[dict[str, Any], bytes]] = deque()  # said while we waited for an answer
         self._job: Job
         self._data: Any
         self._memories: DiskMemories
         self._folder: Path
         self._fingerprint = ""
-        self._talking: dict[str, tuple[Task, Generator[Tensors, Tensors | None, Tensors]]] = {}
+        self._talking: dict[str, Conversation] = {}
         self._frozen: tuple[str, Tensors] = ("", EMPTY)
 
     def run(self) -> None:
         """Until the worker hangs up."""
-        while (got := self._frames.read()) is not None:
+        while (got := self._later.popleft() if self._later else self._frames.read()) is not None:
             header, raw = got
             what = header.pop("do")
             try:
@@ -127,15 +144,26 @@ class Executor:
                 if not isinstance(error, HansaError):
                     traceback.print_exc()
                     sys.stderr.flush()
-                self._frames.write({"did": "failed", "key": key, "reason": _reason(error)})
+                gone = isinstance(error, SecretRoundVoid)  # it refused this attempt, and takes part in another
+                self._frames.write({"did": "failed", "key": key, "reason": _reason(error), "gone": gone})
 
-    def _load(self, raw: bytes, entry: str, bundle: str, data: str, folder: str) -> None:
+    def _ask(self, header: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes]:
+        """Asks the worker in the middle of a task; what else it says meanwhile is done afterwards."""
+        self._frames.write(header, raw)
+        while (got := self._frames.read()) is not None:
+            if got[0]["do"] == "seat":
+                return got
+            self._later.append(got)
+        raise SystemExit  # it hung up
+
+    def _load(self, raw: bytes, entry: str, bundle: str, data: str | None, folder: str) -> None:
         self._folder = Path(folder)
         self._memories = DiskMemories(self._folder / "memory")
         self._job = load_job(entry)
         self._fingerprint = self._job.fingerprint(bundle)
-        self._data = load_data(data)
-        self._frames.write({"did": "load", "fingerprint": self._fingerprint, "examples": len(self._data)})
+        self._data = load_data(data) if data is not None else None
+        examples = len(self._data) if data is not None else 0
+        self._frames.write({"did": "load", "fingerprint": self._fingerprint, "examples": examples})
 
     def _perform(self, raw: bytes, task: dict[str, Any], down: str, frozen: str, size: int = 0) -> None:
         asked = task_of(task)
@@ -144,32 +172,51 @@ class Executor:
                 f"the task has the fingerprint {asked.fingerprint[:12]}, the job here {self._fingerprint[:12]}: "
                 "install the same version of Hansa on both sides."
             )
+        self._check_role(asked)
         failpoint("mid-training")
-        memory = self._memories.load(asked.client, asked.since)
+        helps = asked.role == "helper"
+        data, memory = ((), EMPTY) if helps else (self._data, self._memories.load(asked.client, asked.since))
+        seat = DistantSeat(asked.client, asked.context, self._ask)
         began = time.perf_counter()
-        talk = perform(self._job, asked, self._opened(down, raw), self._data, memory, self._frozen_of(asked, frozen))
-        self._talking[asked.key] = asked, talk
-        message = next(talk)
-        self._say(asked, 0, message, time.perf_counter() - began)
+        steps = perform(self._job, asked, self._opened(down, raw), data, memory, self._frozen_of(asked, frozen), seat)
+        talk = self._talking[asked.key] = Conversation(asked, seat, steps)
+        self._say(talk, 0, next(steps), time.perf_counter() - began)
+
+    def _check_role(self, task: Task) -> None:
+        """A helper is whom the job names, whatever the server says; and who has no data is asked for none."""
+        reducer = self._job.pipeline.reducer
+        helpers = reducer.helpers if reducer is not None else ()
+        if (task.role == "helper") != (task.client in helpers):
+            raise PolicyError(
+                f"'{task.client}' was asked as a {task.role}, but the helpers that the job names are: "
+                f"{', '.join(helpers) or 'nobody'}."
+            )
+        if task.role != "helper" and self._data is None:
+            raise DataError(f"'{task.client}' helps without data: start it with --data to take part in this job.")
 
     def _answer(self, raw: bytes, key: str, leg: int, message: str, size: int = 0) -> None:
-        task, talk = self._talking[key]
+        talk = self._talking[key]
         began = time.perf_counter()
-        self._say(task, leg, talk.send(self._opened(message, raw)), time.perf_counter() - began)
+        if (
+            leg == 1
+        ):  # whatever the reducer, nobody takes part twice in one attempt: not with other parties or other keys
+            talk.seat.once("conversation", talk.id)
+        self._say(talk, leg, talk.steps.send(self._opened(message, raw)), time.perf_counter() - began)
 
     def _forget(self, raw: bytes, keys: list[str]) -> None:
         for key in keys:
             self._talking.pop(key, None)
 
-    def _say(self, task: Task, leg: int, message: Tensors, seconds: float) -> None:
+    def _say(self, talk: Conversation, leg: int, message: Tensors, seconds: float) -> None:
         """Sends a message; with the last one the conversation is over, and its memory safe before anybody counts it."""
-        reducer = self._job.pipeline.reducer
+        task, reducer = talk.task, self._job.pipeline.reducer
         assert reducer is not None
         if leg == reducer.legs - 1:
             try:
-                self._talking.pop(task.key)[1].send(None)
+                self._talking.pop(task.key).steps.send(None)
             except StopIteration as end:
-                if task.kind == "train" and self._job.remembers:  # a file that is synced costs milliseconds
+                # A file that is synced costs milliseconds.
+                if task.kind == "train" and task.role != "helper" and self._job.remembers:
                     self._memories.save(task.client, task.memory, end.value)
         pieces = buffers(message)
         length = sum(map(len, pieces))

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from hansa.core.errors import BundleError, HansaError, MissingExtra, NotFound
-from hansa.core.ledger import Ledger
+from hansa.core.ledger import EXACT, Ledger
+from hansa.core.pipeline import Seat
+from hansa.core.runtime import Task
 from hansa.core.train import Record, train
 from hansa.crypto.certificate import Peer
 from hansa.crypto.identity import Identity
-from hansa.privacy import check_budget, epsilon_of
+from hansa.crypto.seats import IdentitySeat, Journal, NamelessSeat
+from hansa.privacy import epsilon_of
 from hansa.runtimes.bundle import Bundle
 from hansa.runtimes.grpc.runlog import RunLog
 from hansa.runtimes.grpc.session import GrpcSession, Stopped
@@ -65,10 +68,16 @@ class Bell:
 
 
 class Worker:
-    """A connected worker. `say` puts a message into its stream; `leave` ends it with a reason."""
+    """A connected worker. `say` puts a message into its stream; `leave` ends it with a reason.
 
-    def __init__(self, peer: Peer) -> None:
+    Args:
+      peer: who it is.
+      helper: whether it has no data, and is there for jobs that name it as a helper.
+    """
+
+    def __init__(self, peer: Peer, helper: bool = False) -> None:
         self.peer, self.name = peer, peer.name
+        self.role = "helper" if helper else "worker"
         self.outbox: asyncio.Queue[bytes | str] = asyncio.Queue()
         self.heard = time.monotonic()
 
@@ -120,9 +129,10 @@ class Federation:
         self.runs: dict[str, Run] = {}
         self.workers: dict[str, Worker] = {}
         self._spool = Spool(store.folder / "spool")
-        self._known = {row["name"]: row for row in store.members() if row["role"] == "worker"}
+        members = {row["name"]: row for row in store.members()}
+        self._known = {name: row["role"] for name, row in members.items() if row["role"] in ("worker", "helper")}
         self._away = {
-            name: time.monotonic() - max(0.0, time.time() - row["last_seen"]) for name, row in self._known.items()
+            name: time.monotonic() - max(0.0, time.time() - members[name]["last_seen"]) for name in self._known
         }
         self._new: dict[str, str] = {}
         self._writing = False
@@ -152,8 +162,12 @@ class Federation:
     # -- members, as sessions see them
 
     def population(self) -> list[str]:
-        """Every worker that ever connected, and is not revoked, sorted."""
-        return sorted(self._known)
+        """Every worker with data that ever connected, and is not revoked, sorted."""
+        return sorted(name for name, role in self._known.items() if role == "worker")
+
+    def known(self, name: str) -> bool:
+        """Whether a worker of this name, with data or without, ever connected."""
+        return name in self._known
 
     def link(self, name: str) -> Worker | None:
         """A worker's connection."""
@@ -165,7 +179,9 @@ class Federation:
 
     def absence(self, name: str) -> str:
         """The same in words."""
-        return "" if name in self.workers else f"last seen {self.away_s(name):.0f} s ago"
+        if name in self.workers:
+            return ""
+        return f"last seen {self.away_s(name):.0f} s ago" if name in self._away else "has not connected yet"
 
     def entered(self, worker: Worker) -> None:
         """A worker connected; it is asked from the next round on, once that is on disk."""
@@ -174,7 +190,7 @@ class Federation:
             before.leave("the same identity connected again: one worker for each identity")
         self.workers[worker.name] = worker
         LOG.info("%s connected", worker.name)
-        self.remember(worker.name, "worker")
+        self.remember(worker.name, worker.role)
         for run in self.runs.values():
             if run.session is not None:
                 run.session.connected(worker)
@@ -184,7 +200,7 @@ class Federation:
         if self.workers.get(worker.name) is worker:
             del self.workers[worker.name]
             self._away[worker.name] = time.monotonic()
-            self.remember(worker.name, "worker")
+            self.remember(worker.name, worker.role)
             LOG.info("%s left: %s", worker.name, why)
 
     def remember(self, name: str, role: str) -> None:
@@ -200,10 +216,7 @@ class Federation:
                 names, self._new = self._new, {}
                 await asyncio.to_thread(self.store.seen, names)
                 with self.arrived:
-                    now = time.time()
-                    for name, role in names.items():
-                        if role == "worker":
-                            self._known.setdefault(name, {"name": name, "first_seen": now})
+                    self._known.update(names)
                     self.arrived.notify_all()
         except HansaError as error:
             LOG.error("members cannot be noted: %s", error)
@@ -333,6 +346,7 @@ class Federation:
         fingerprint = job.fingerprint(bundle.hash)
         self.store.describe(run.id, name=job.name, fingerprint=fingerprint, rounds=job.rounds)
         store = self.store.run(run.id)
+        store.settle()
         self.store.set_state(run.id, "running")
         payload = pb.Payload(size=len(content), name=_digest(content))
         run.session = GrpcSession(
@@ -344,13 +358,15 @@ class Federation:
             loop=self.loop,
             workers=row["workers"],
             log=say,
+            seat=self._seats(run.id),
+            begins=lambda task: store.begin(
+                task.round, task.attempt, job.bind(task.population, task.kind).events() or (EXACT,)
+            ),
         )
         if run.stopping or self._ending:
             raise Stopped("stopped before it began")
         done = len(store.records())
-        if job.epsilon is not None:
-            people = len(run.session.population())  # waits until there are enough
-            check_budget(job, people, Ledger(tuple(store.charges())), done=done)
+        store.admit(job, len(run.session.population()))  # waits until there are enough
         say(f"job '{job.name}' {f'goes on after {done} rounds' if done else 'begins'}, of {job.rounds} rounds")
 
         def observe(record: Record) -> None:
@@ -358,6 +374,17 @@ class Federation:
 
         outcome = train(job, run.session, store, run=run.id, fingerprint=fingerprint, observe=observe)
         return "stopped" if outcome.stopped else "done"
+
+    def _seats(self, run: str) -> Callable[[Task], Seat]:
+        """What makes the server's seat in each conversation of a run."""
+        journal = Journal(self.store.folder / "said" / f"{run}.once")
+
+        def seat(task: Task) -> Seat:
+            if self.identity is None:
+                return NamelessSeat("server", task.context, journal)
+            return IdentitySeat(self.identity.name, task.context, journal, self.identity, self.gate.revoked)
+
+        return seat
 
     def spent(self, run: str, round: int) -> dict[str, float]:
         """ε and δ of what a run released up to a round; empty if it releases nothing with noise, or none can tell.

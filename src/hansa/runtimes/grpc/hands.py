@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hansa.core.pipeline import Seat
 from hansa.runtimes.grpc.executor import frame
+from hansa.runtimes.grpc.seat import answered
 from hansa.runtimes.grpc.wire import REASON
 
 _LINES = 50  # of output a second that go to the run's log
@@ -59,24 +61,37 @@ class Hands:
         """Whether it can be asked."""
         return self._process.returncode is None
 
-    async def ask(self, header: dict[str, Any], raw: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    async def ask(
+        self, header: dict[str, Any], raw: bytes = b"", seat: Seat | None = None
+    ) -> tuple[dict[str, Any], bytes]:
         """Says something and waits for what comes of it.
+
+        Args:
+          header, raw: what is said.
+          seat: answers what the executor asks meanwhile, in a thread, since it may wait for a disk.
 
         Raises:
           Crashed: the process died of it.
         """
         try:
-            self._writer.write(frame(header, raw))
-            await self._writer.drain()
-            length = int.from_bytes(await self._reader.readexactly(4), "little")
-            answer = json.loads(await self._reader.readexactly(length))
-            return answer, await self._reader.readexactly(answer.get("size", 0))
+            while True:
+                self._writer.write(frame(header, raw))
+                await self._writer.drain()
+                answer, content = await self._heard()
+                if answer["did"] != "seat" or seat is None:
+                    return answer, content
+                header, raw = await asyncio.to_thread(answered, seat, answer, content)
         except (asyncio.IncompleteReadError, ConnectionError):
             code = await self._process.wait()
             await asyncio.wait([self._printing], timeout=1)
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             said = " | ".join(self._last)[-1500:]
             raise Crashed(f"the job's process died ({how}){f': {said}' if said else ''}") from None
+
+    async def _heard(self) -> tuple[dict[str, Any], bytes]:
+        length = int.from_bytes(await self._reader.readexactly(4), "little")
+        answer = json.loads(await self._reader.readexactly(length))
+        return answer, await self._reader.readexactly(answer.get("size", 0))
 
     def forget(self, keys: list[str]) -> None:
         """Lets go of conversations that nobody waits for."""

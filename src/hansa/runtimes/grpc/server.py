@@ -241,7 +241,7 @@ class Server:
             signature=signature,
         )
         await context.write(pb.ToWorker(welcome=welcome).SerializeToString())
-        worker = Worker(peer)
+        worker = Worker(peer, helper=hello.helper)
         self._federation.entered(worker)
         writer = asyncio.create_task(self._write(worker, context))
         reader = asyncio.create_task(self._read(worker, context))

@@ -3,6 +3,7 @@
     round loop (a thread for each run)                         event loop (one thread)
       publish ── tasks, content by name ─────────────────────►  offers to those connected, and again to who reconnects
       next ◄──── queue: Reply, Failure, Deadline, Stop ───────  answers inline, or uploads that became whole
+      send ───── the server's word in a conversation ────────►  said to those connected, and again to who reconnects
       retire ─── uploads deleted, names forgotten ───────────►
 
 Nothing polls: the round loop sleeps in the queue, the event loop in its selector.
@@ -23,6 +24,7 @@ import numpy as np
 from hansa.core.checkpoint import buffers, open_bytes, open_stored
 from hansa.core.errors import CorruptFile, HansaError, ProtocolError
 from hansa.core.job import Job
+from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Reply, Session, Stop, Task, Traffic
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.runtimes.failpoint import failpoint
@@ -30,6 +32,7 @@ from hansa.runtimes.grpc.spool import Spool, Upload
 from hansa.runtimes.grpc.wire import INLINE, Pieces, carried, checked, pb, task_to_wire
 
 _SAY_S = 5.0  # how often to say for whom we wait
+_SHARE = 1 << 10  # bytes, of a message that is no contribution, for each party: keys, signatures, encrypted shares
 _LATE = 1000  # answers to tasks that are over, told to the round loop for its count; a flood of them is not
 
 
@@ -60,14 +63,45 @@ class Members(Protocol):
     def absence(self, name: str) -> str:
         """Since when a worker is away, in words; empty if it is there."""
 
+    def known(self, name: str) -> bool:
+        """Whether a member of this name ever connected, with data or to help."""
+
+
+@dataclass
+class Leg:
+    """Where a conversation stands: the same leg for all its tasks, each with a deadline of its own."""
+
+    deadline_s: float | None
+    number: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+    def disarm(self) -> None:
+        """No deadline from now on; in the event loop."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+@dataclass(frozen=True)
+class Due:
+    """The deadline of one leg has come."""
+
+    context: bytes
+    leg: int
+    deadline: Deadline
+
 
 @dataclass
 class Flying:
-    """A task that was published and not retired."""
+    """A task that was published and not retired.
+
+    `limits` are the bytes of the largest honest messages: of the counted leg, and of the others.
+    """
 
     task: Task
     down: Any  # Payload
     frozen: Any  # Payload or None
+    limits: tuple[int, int]
     leg: int = 0
     next: Any = None  # the Payload of the server's answer, from leg 1 on
     answered: bool = False
@@ -88,20 +122,24 @@ class GrpcSession(Session):
       loop: of the server.
       workers: how many must have connected, beyond what the cohort needs.
       log: takes what is to be said of this run.
+      seat: gives the server's seat in the conversation of a task.
+      begins: called before the conversation of a task goes beyond its first leg, with that task.
     """
 
     def __init__(
         self, run: str, job: Job, *, bundle: Any, members: Members, spool: Spool, loop: asyncio.AbstractEventLoop,
-        workers: int, log: Callable[[str], None],
+        workers: int, log: Callable[[str], None], seat: Callable[[Task], Seat], begins: Callable[[Task], None],
     ) -> None:  # fmt: skip
         self.run, self.job = run, job
         self.content: dict[bytes, Pieces] = {}  # by name: what may be pulled
         self._bundle, self._members, self._spool, self._loop = bundle, members, spool, loop
-        self._workers, self._log = workers, log
-        self._queue: queue.SimpleQueue[Happening] = queue.SimpleQueue()
+        self._workers, self._log, self._seat, self._begins = workers, log, seat, begins
+        assert job.pipeline.reducer is not None
+        self._reducer = job.pipeline.reducer
+        self._queue: queue.SimpleQueue[Happening | Due] = queue.SimpleQueue()
         self._flying: dict[str, Flying] = {}
+        self._legs: dict[bytes, Leg] = {}  # by the context of a conversation
         self._limits: dict[str, int] = {}
-        self._deadline: asyncio.TimerHandle | None = None
         self._stopped = False
         self._broken: HansaError | None = None
         self._missing = ""
@@ -117,10 +155,13 @@ class GrpcSession(Session):
         """Everybody who ever connected; waits, and says so, while they are too few for the job."""
         with self._members.arrived:
             while True:
-                names = self._members.population()
+                helpers = self._reducer.helpers
+                names = [name for name in self._members.population() if name not in helpers]
                 fault = next(self.job.who.faults(len(names)), "") if names else "no worker has connected yet"
                 if len(names) < self._workers:
                     fault = f"{len(names)} of {self._workers} workers have connected"
+                if absent := [name for name in helpers if not self._members.known(name)]:
+                    fault = fault or f"helper {', '.join(absent)} has not connected yet"
                 if self._stopped:
                     raise Stopped("stopped while it waited for workers")
                 if not fault:
@@ -144,31 +185,50 @@ class GrpcSession(Session):
             name = bytes.fromhex(first.frozen)
             pieces = self.content.setdefault(name, Pieces(buffers(frozen)))
             frozen_payload = pb.Payload(size=pieces.size, name=name)
-        if first.kind not in self._limits:
-            self._limits[first.kind] = self._limit(first)
-        flying = [Flying(task, down_payload, frozen_payload) for task in tasks]
+        flying = [Flying(task, down_payload, frozen_payload, self._limit(task, len(tasks))) for task in tasks]
         for one in flying:
             self._flying[one.task.key] = one
-        self._loop.call_soon_threadsafe(self._offer, flying, deadline_s)
+        self._legs[first.context] = Leg(deadline_s)
+        self._loop.call_soon_threadsafe(self._offer, flying)
         failpoint("after-publish")
 
     def next(self) -> Happening:
         """What happened next."""
-        happening = self._queue.get()
-        if self._broken is not None:
-            raise self._broken
-        if isinstance(happening, Reply):
-            self._replies += 1
-            failpoint("first-reply")
-            if self._replies == 2:
-                failpoint("mid-fold")
-        return happening
+        while True:
+            happening = self._queue.get()
+            if self._broken is not None:
+                raise self._broken
+            if isinstance(happening, Due):
+                conversation = self._legs.get(happening.context)
+                if conversation is None or conversation.number != happening.leg:
+                    continue  # it came while its leg was closed
+                return happening.deadline
+            if isinstance(happening, Reply):
+                self._replies += 1
+                failpoint("first-reply")
+                failpoint(f"reply-{happening.leg}")
+                if self._replies == 2:
+                    failpoint("mid-fold")
+            return happening
 
     def send(self, task: Task, leg: int, message: Tensors) -> None:
         """The server's answer in a conversation."""
-        flying = self._flying[task.key]
+        conversation, flying = self._legs[task.context], self._flying[task.key]
+        if conversation.number < leg:
+            if leg == 1:
+                self._begins(task)
+            conversation.number = leg
+            self._loop.call_soon_threadsafe(self._arm, task, conversation)
+        if flying.next is not None:
+            self.content.pop(bytes(flying.next.name), None)  # of the leg before, which this worker has answered
         flying.next, flying.leg, flying.answered = self._offered(message), leg, False
+        flying.since = time.monotonic()
         self._loop.call_soon_threadsafe(self._say_next, flying)
+        failpoint(f"send-{leg}")
+
+    def seat(self, task: Task) -> Seat:
+        """With the server's own keys, where it has an identity."""
+        return self._seat(task)
 
     def retire(self, tasks: Sequence[Task]) -> None:
         """Deletes their uploads and forgets what was offered to them alone."""
@@ -184,8 +244,11 @@ class GrpcSession(Session):
         }
         for name in [name for name in self.content if name not in used and len(name) != 32]:
             del self.content[name]
-        if self._deadline is not None or not all(one.answered for one in gone):
-            self._loop.call_soon_threadsafe(self._retired, gone)
+        left = {one.task.context for one in self._flying.values()}
+        over = [self._legs.pop(context) for context in [c for c in self._legs if c not in left]]
+        unfinished = [one for one in gone if not (one.answered and one.leg == self._reducer.legs - 1)]
+        if unfinished or any(conversation.timer is not None for conversation in over):
+            self._loop.call_soon_threadsafe(self._retired, unfinished, over)
         failpoint("after-retire")
 
     def traffic(self) -> Traffic:
@@ -204,14 +267,15 @@ class GrpcSession(Session):
         self.content[name] = pieces
         return pb.Payload(size=pieces.size, name=name, tag=pieces.tag(name))
 
-    def _limit(self, task: Task) -> int:
-        """No honest message of this kind is larger."""
-        shapes = self.job.bind(task.population, task.kind).signal.shapes
-        return (
-            sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
-            + 256 * len(shapes)
-            + INLINE
-        )
+    def _limit(self, task: Task, parties: int) -> tuple[int, int]:
+        """No honest message is larger: of the leg that counts, and of the others."""
+        if task.kind not in self._limits:
+            shapes = self.job.bind(task.population, task.kind).signal.shapes
+            sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+            self._limits[task.kind] = sum(sizes) + 256 * len(shapes) + INLINE
+        counted, other = self._limits[task.kind], INLINE + _SHARE * parties
+        # What a helper sends is made of what the workers sent: no larger than one of theirs, and a word for each.
+        return (counted, other) if task.role == "worker" else (counted + other, counted + other)
 
     # -- the event loop's side
 
@@ -231,9 +295,10 @@ class GrpcSession(Session):
         """A worker is here (again): it gets what it owes."""
         for one in list(self._flying.values()):
             if one.task.client == link.name and not one.answered:
-                self._tell(link, one)
                 if one.leg:
                     self._say_next(one)
+                else:
+                    self._tell(link, one)
 
     def wanted(self, task: Task, leg: int) -> Flying | None:
         """The task that an answer is for, if it is still waited for; else the answer is counted as late or doubled."""
@@ -259,7 +324,8 @@ class GrpcSession(Session):
         Raises:
           ProtocolError: it is larger than any message of this kind.
         """
-        payload, limit = checked(answer.message, inline=False), self._limits[one.task.kind]
+        payload = checked(answer.message, inline=False)
+        limit = one.limits[0 if answer.leg == self._reducer.counted else 1]
         if payload.size > limit:
             fault = ProtocolError(
                 f"'{one.task.client}' wants to send {payload.size} bytes, and no such message has more than {limit}."
@@ -289,7 +355,8 @@ class GrpcSession(Session):
         one = self._flying.get(task.key)
         if one is not None and one.task == task and not one.answered:
             one.answered = True
-            self._log(f"{task.client} failed in round {task.round}: {reason}")
+            leg = f", leg {one.leg + 1} of {self._reducer.legs}" if self._reducer.legs > 1 else ""
+            self._log(f"{task.client} failed in round {task.round + 1}{leg}: {reason}")
             self._queue.put(Failure(task, reason, gone))
 
     def moved(self, *, up: int = 0, down: int = 0) -> None:
@@ -324,40 +391,44 @@ class GrpcSession(Session):
             if away > lease_s:
                 self.fail(one.task, f"its lease ran out: away for {away:.0f} s", gone=True)
 
-    def _offer(self, flying: Sequence[Flying], deadline_s: float | None) -> None:
+    def _offer(self, flying: Sequence[Flying]) -> None:
         for one in flying:
             link = self._members.link(one.task.client)
             if link is not None and one.task.key in self._flying:
                 self._tell(link, one)
-        if deadline_s is not None and flying:
-            first = flying[0].task
-            happening = Deadline(first.kind, first.round, first.attempt)
-            # Of the event loop's clock, which nobody can set.
-            self._deadline = self._loop.call_later(deadline_s, self._queue.put, happening)
+        first = flying[0].task
+        if (conversation := self._legs.get(first.context)) is not None:
+            self._arm(first, conversation)
+
+    def _arm(self, task: Task, conversation: Leg) -> None:
+        """Sets the deadline of the leg that begins now, by the event loop's clock, which nobody can set."""
+        conversation.disarm()
+        if conversation.deadline_s is None or self._legs.get(task.context) is not conversation:
+            return
+        due = Due(task.context, conversation.number, Deadline(task.kind, task.round, task.attempt))
+        conversation.timer = self._loop.call_later(conversation.deadline_s, self._queue.put, due)
 
     def _tell(self, link: Link, one: Flying) -> None:
-        offer = pb.Offer(
-            task=task_to_wire(one.task), down=one.down, frozen=one.frozen, bundle=self._bundle, leg=one.leg
-        )
+        offer = pb.Offer(task=task_to_wire(one.task), down=one.down, frozen=one.frozen, bundle=self._bundle)
         self._say(link, pb.ToWorker(offer=offer))
 
     def _say_next(self, one: Flying) -> None:
         link = self._members.link(one.task.client)
-        if link is not None and one.next is not None:
-            self._say(link, pb.ToWorker(next=pb.Next(run=self.run, key=one.task.key, leg=one.leg, message=one.next)))
+        if link is not None:
+            word = pb.Next(task=task_to_wire(one.task), leg=one.leg, message=one.next)
+            self._say(link, pb.ToWorker(next=word))
 
     def _say(self, link: Link, message: Any) -> None:
         data = message.SerializeToString()
         self._down += carried(len(data))
         link.say(data)
 
-    def _retired(self, gone: Sequence[Flying]) -> None:
-        if self._deadline is not None and not self._flying:
-            self._deadline.cancel()
-            self._deadline = None
-        for one in gone:
+    def _retired(self, unfinished: Sequence[Flying], over: Sequence[Leg]) -> None:
+        for conversation in over:
+            conversation.disarm()
+        for one in unfinished:
             link = self._members.link(one.task.client)
-            if link is not None and not one.answered:
+            if link is not None:
                 self._say(link, pb.ToWorker(retire=pb.Retire(run=self.run, keys=[one.task.key])))
 
     def _whole(self, one: Flying, answer: Any, opened: Callable[[], Tensors]) -> None:

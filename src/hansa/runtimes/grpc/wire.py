@@ -15,7 +15,7 @@ from hansa.core.errors import ProtocolError
 from hansa.core.runtime import Task
 from hansa.runtimes.grpc import wire_pb2
 
-PROTOCOL = 1
+PROTOCOL = 2
 SERVICE = "hansa.v1.Federation"
 CHUNK = 512 << 10  # of bulk: larger ones cost memory for each transfer, smaller ones time
 INLINE = 256 << 10  # content up to this size travels within its message
@@ -66,10 +66,10 @@ def task_from_wire(message: Any) -> Task:
     for name, value in fields.items():
         if isinstance(value, str) and (len(value) > 200 or "/" in value or "\0" in value or value.startswith(".")):
             raise ProtocolError(f"the task's field '{name}' cannot be {value[:40]!r}.")
-    if not fields["run"] or not fields["client"] or fields["kind"] not in ("train", "evaluate", "query"):
-        raise ProtocolError(
-            f"this is no task: run={fields['run']!r}, client={fields['client']!r}, kind={fields['kind']!r}."
-        )
+    known = fields["kind"] in ("train", "evaluate", "query") and fields["role"] in ("worker", "helper")
+    if not fields["run"] or not fields["client"] or not known:
+        named = ", ".join(f"{name}={fields[name]!r}" for name in ("run", "client", "kind", "role"))
+        raise ProtocolError(f"this is no task: {named}.")
     return Task(**fields)
 
 

@@ -4,6 +4,7 @@
       decisions.jsonl                 which jobs were allowed to run here, and why
       runs/RUN/job.hansa, code/       the signed job, and its files once they are allowed
       runs/RUN/memory/CLIENT/…        what this client remembers between tasks
+      runs/RUN/said.once              what it said once in secret rounds, so that it never says otherwise
       runs/RUN/bulk/…                 models and updates on their way
 
 It keeps what it answered until the next task of the run, so that a server that comes back without it is told again, and
@@ -24,9 +25,12 @@ from typing import Any
 
 from hansa import __version__
 from hansa.core.errors import BundleError, ConfigError, HansaError, IdentityError, PolicyError, ProtocolError, Refused
+from hansa.core.pipeline import Seat
 from hansa.core.runtime import Task
 from hansa.crypto.identity import Identity, Signature, verify
+from hansa.crypto.seats import IdentitySeat, Journal, NamelessSeat
 from hansa.runtimes.bundle import Bundle
+from hansa.runtimes.failpoint import failpoint
 from hansa.runtimes.folder_lock import lock_folder
 from hansa.runtimes.forms import task_form
 from hansa.runtimes.grpc.client import error_of
@@ -54,12 +58,20 @@ class Assignment:
 
     id: str
     folder: Path
+    journal: Journal
     offers: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     doing: dict[str, Any] = field(default_factory=dict)  # the newest offer of each task that is not done
     retired: set[str] = field(default_factory=set)
     kept: dict[tuple[str, int], tuple[Any, Path | None]] = field(default_factory=dict)  # answers, until the next task
     hands: Hands | None = None
     loop: "asyncio.Task[None] | None" = None
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Lets go of what was answered, and so of conversations."""
+        for at in [at for at in self.kept if at[0] in keys]:
+            _, path = self.kept.pop(at)
+            if path is not None:
+                path.unlink(missing_ok=True)
 
 
 class Worker:
@@ -68,7 +80,8 @@ class Worker:
     Args:
       server: HOST:PORT.
       folder: its own; made if missing. A worker that is started again with it goes on where it was.
-      data: what `hansa.data.files.load` takes: `module.py:function`, a CSV or Parquet file, a URL.
+      data: what `hansa.data.files.load` takes: `module.py:function`, a CSV or Parquet file, a URL. None for a helper,
+        which has none and takes part in the jobs that name it.
       identity: of role worker. None needs `insecure` and `name`.
       insecure: no TLS and no identities; the server must be on this machine.
       name: who we say to be, if insecure.
@@ -89,7 +102,7 @@ class Worker:
         server: str,
         folder: str | os.PathLike[str],
         *,
-        data: str,
+        data: str | None,
         identity: Identity | None = None,
         insecure: bool = False,
         name: str = "",
@@ -172,7 +185,7 @@ class Worker:
         waiting = asyncio.get_running_loop().call_later(3.0, lambda: asyncio.ensure_future(self._complain()))
         nonce = os.urandom(32)
         try:
-            hello = pb.Hello(protocol=PROTOCOL, hansa=__version__, nonce=nonce)
+            hello = pb.Hello(protocol=PROTOCOL, hansa=__version__, nonce=nonce, helper=self._data is None)
             await call.write(pb.FromWorker(hello=hello).SerializeToString())
             what, welcome = parse_one(pb.ToWorker, await self._got(call))
         finally:
@@ -242,15 +255,15 @@ class Worker:
     # -- what the server says
 
     def _take(self, what: str, message: Any) -> None:
-        if what == "offer":
+        if what in ("offer", "next"):
             task = task_from_wire(message.task)
             if task.client != self.name:
                 raise ProtocolError(f"it offers a task of '{task.client[:64]}'.")
-            self._offered(self._assignment(task.run), task, message)
-        elif what == "next":
-            run = self._runs.get(message.run)
-            if run is not None:
+            run = self._assignment(task.run)
+            if what == "next" or task.key not in run.doing:
                 run.offers.put_nowait(message)
+            if what == "offer":
+                run.doing[task.key] = message  # the newest: a server that came back has new names for the same content
         elif what == "retire":
             self._retired(message)
         else:
@@ -260,25 +273,16 @@ class Worker:
         if run not in self._runs:
             folder = self._folder / "runs" / run
             (folder / "bulk").mkdir(parents=True, exist_ok=True, mode=0o700)
-            found = self._runs[run] = Assignment(run, folder)
+            found = self._runs[run] = Assignment(run, folder, Journal(folder / "said.once"))
             found.loop = asyncio.create_task(self._work(found))
         return self._runs[run]
-
-    def _offered(self, run: Assignment, task: Task, offer: Any) -> None:
-        kept = run.kept.get((task.key, offer.leg))
-        if kept is not None and kept[0].task == offer.task:
-            run.offers.put_nowait((kept, None))
-        elif task.key not in run.doing:
-            run.doing[task.key] = offer
-            run.offers.put_nowait(offer)
-        else:
-            run.doing[task.key] = offer  # a server that came back has new names for the same content
 
     def _retired(self, message: Any) -> None:
         run = self._runs.get(message.run)
         if run is None:
             return
         run.retired.update(key for key in message.keys if key in run.doing)
+        run.forget(message.keys)
         if run.hands is not None and message.keys:
             run.hands.forget(list(message.keys))
         if message.over:
@@ -300,44 +304,37 @@ class Worker:
         """Does what is offered, one thing after the other."""
         while True:
             offer = await run.offers.get()
-            if isinstance(offer, tuple):
-                try:
-                    await self._send(run, *offer[0])
-                except grpc.aio.AioRpcError as error:
-                    LOG.warning("run %s: %s: %s", run.id, error.code().name, error.details())
-                continue
-            key = offer.key if hasattr(offer, "key") else task_from_wire(offer.task).key
+            task, goes_on = task_from_wire(offer.task), isinstance(offer, pb.Next)
             try:
-                if hasattr(offer, "key"):
-                    await self._go_on(run, offer)
-                elif key not in run.retired:
-                    await self._do(run, task_from_wire(offer.task), offer)
+                if goes_on:
+                    await self._go_on(run, task, offer)
+                elif task.key not in run.retired:
+                    await self._do(run, task, offer)
             except (HansaError, Crashed, OSError) as error:
                 if isinstance(error, Crashed):
                     run.hands = None
                 LOG.warning("run %s: %s", run.id, error)
-                if not hasattr(offer, "key"):
-                    self._say(failed=pb.Failed(task=offer.task, reason=_reason(error), gone=False))
+                self._fail(run, task, offer.task, _reason(error))
             except grpc.aio.AioRpcError as error:
                 LOG.warning("run %s: %s: %s", run.id, error.code().name, error.details())
-                if run.doing.get(key, offer) is not offer:
-                    run.offers.put_nowait(run.doing[key])
+                if not goes_on and run.doing[task.key] is not offer:
+                    run.offers.put_nowait(run.doing[task.key])
                     continue
-            run.doing.pop(key, None)
-            run.retired.discard(key)
+            if not goes_on:
+                run.doing.pop(task.key)
+                run.retired.discard(task.key)
+
+    def _fail(self, run: Assignment, task: Task, asked: Any, reason: str, gone: bool = False) -> None:
+        self._say(failed=pb.Failed(task=asked, reason=reason, gone=gone))
+        run.forget([task.key])
 
     async def _do(self, run: Assignment, task: Task, offer: Any) -> None:
-        if offer.leg:
-            self._say(
-                failed=pb.Failed(
-                    task=offer.task, reason="it was restarted in the middle of a round of several legs", gone=True
-                )
-            )
+        """A task from its beginning; again, if a server that came back begins an attempt anew in which we went on."""
+        kept = run.kept.get((task.key, 0))
+        if kept is not None and kept[0].task == offer.task and (task.key, 1) not in run.kept:
+            await self._send(run, *kept)
             return
-        for _, path in run.kept.values():
-            if path is not None:
-                path.unlink(missing_ok=True)
-        run.kept.clear()
+        run.forget({kept for kept, _ in run.kept})
         if run.hands is None or not run.hands.alive:
             run.hands = await self._prepared(run, offer)
         frozen = ""
@@ -349,31 +346,36 @@ class Worker:
         file = "" if down.inline else down.name.hex()
         if file and not (run.folder / "bulk" / file).exists():
             await self._pull(run, down, run.folder / "bulk" / file)
-        said = await run.hands.ask(
-            {"do": "perform", "task": task_form(task), "down": file, "frozen": frozen}, down.inline
-        )
+        header = {"do": "perform", "task": task_form(task), "down": file, "frozen": frozen}
+        said = await run.hands.ask(header, down.inline, self._seat(run, task))
         if file:
             (run.folder / "bulk" / file).unlink(missing_ok=True)
-        await self._say_done(run, offer.task, said)
+        await self._say_done(run, task, offer.task, said)
 
-    async def _go_on(self, run: Assignment, message: Any) -> None:
-        """The next leg of a reducer's conversation."""
-        asked = next((answer.task for (key, _), (answer, _) in run.kept.items() if key == message.key), None)
-        if asked is None or run.hands is None or (message.key, message.leg) in run.kept:
+    async def _go_on(self, run: Assignment, task: Task, word: Any) -> None:
+        """The next leg of a reducer's conversation, or its answer again."""
+        if (kept := run.kept.get((task.key, word.leg))) is not None:
+            await self._send(run, *kept)
             return
-        content = checked(message.message)
+        before = run.kept.get((task.key, word.leg - 1))
+        if before is None or before[0].task != word.task or run.hands is None:
+            self._fail(run, task, word.task, "it was restarted in the middle of a round of several legs", gone=True)
+            return
+        failpoint(f"leg-{word.leg}")
+        content = checked(word.message)
         file = "" if content.inline else content.name.hex()
         if file:
             await self._pull(run, content, run.folder / "bulk" / file)
-        said = await run.hands.ask(
-            {"do": "answer", "key": message.key, "leg": message.leg, "message": file}, content.inline
-        )
-        await self._say_done(run, asked, said)
+        header = {"do": "answer", "key": task.key, "leg": word.leg, "message": file}
+        said = await run.hands.ask(header, content.inline, self._seat(run, task))
+        if file:
+            (run.folder / "bulk" / file).unlink(missing_ok=True)
+        await self._say_done(run, task, word.task, said)
 
-    async def _say_done(self, run: Assignment, task: Any, said: tuple[dict[str, Any], bytes]) -> None:
+    async def _say_done(self, run: Assignment, task: Task, asked: Any, said: tuple[dict[str, Any], bytes]) -> None:
         header, raw = said
         if header["did"] == "failed":
-            self._say(failed=pb.Failed(task=task, reason=header["reason"], gone=False))
+            self._fail(run, task, asked, header["reason"], header["gone"])
             return
         path = run.folder / "bulk" / header["file"] if "file" in header else None
         if path is None:
@@ -382,9 +384,15 @@ class Worker:
             payload = pb.Payload(
                 size=header["length"], name=bytes.fromhex(header["name"]), tag=bytes.fromhex(header["tag"])
             )
-        answer = pb.Answer(task=task, leg=header["leg"], message=payload, seconds=header["seconds"])
-        run.kept[task_from_wire(task).key, header["leg"]] = answer, path
+        answer = pb.Answer(task=asked, leg=header["leg"], message=payload, seconds=header["seconds"])
+        run.kept[task.key, header["leg"]] = answer, path
         await self._send(run, answer, path)
+
+    def _seat(self, run: Assignment, task: Task) -> Seat:
+        """Whatever the job's code asks for in a task, it is answered as of that task alone."""
+        if self._identity is None:
+            return NamelessSeat(self.name, task.context, run.journal)
+        return IdentitySeat(self.name, task.context, run.journal, self._identity, self._gate.revoked)
 
     async def _send(self, run: Assignment, answer: Any, path: Path | None) -> None:
         if path is None:
@@ -415,7 +423,8 @@ class Worker:
         if header["did"] == "failed":
             hands.end()
             raise Refused(header["reason"])
-        LOG.info("run %s: job %s is loaded, with %d examples", run.id, bundle.hash[:12], header["examples"])
+        examples = "no data, to help" if self._data is None else f"{header['examples']} examples"
+        LOG.info("run %s: job %s is loaded, with %s", run.id, bundle.hash[:12], examples)
         return hands
 
     def _allowed(self, path: Path) -> Bundle:
