@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 
 from hansa.adapters import torch_replay  # noqa: E402
 from hansa.adapters.torch import LOOPS, TorchModel  # noqa: E402
-from hansa.adapters.torch_native import Untraceable  # noqa: E402
+from hansa.adapters.torch_trace import Step  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
 from hansa.core.model import LocalWork  # noqa: E402
 from hansa.core.tensors import Tensors  # noqa: E402
@@ -148,28 +148,78 @@ def test_a_step_that_cannot_be_traced_runs_in_the_plain_loop_and_says_why_once(c
     assert [record.getMessage()[:24] for record in caplog.records] == ["plain loop for this step"]
 
 
-def test_a_replay_that_differs_from_the_plain_loop_is_not_used(monkeypatch):
-    honest = torch_replay.trace
+class Bent(Step):
+    """A step whose loop does something else."""
 
-    def wrong(*given):
-        loop = honest(*given)
+    def loop(self):
+        honest = super().loop()
 
-        def bent(kept, columns, rates, stores):
-            loop(kept, columns, rates, stores)
-            kept[-1].add_(0.1)
+        def bent(kept, columns, rate, stores):
+            honest(kept, columns, rate, stores)
+            kept[0].add_(0.1)
 
         return bent
 
-    monkeypatch.setattr(torch_replay, "trace", wrong)
-    module = mlp()
-    replay = torch_replay.Replay(module, F.cross_entropy, False, lambda outputs, targets: None)
-    weights = {name: p.detach() for name, p in module.named_parameters()}
-    data = some_data()
-    gather = lambda rows: ([torch.tensor(data["x"][rows]).float()], torch.tensor(data["y"][rows]))  # noqa: E731
-    before = {name: w.clone() for name, w in weights.items()}
-    with pytest.raises(Untraceable, match="differs from the plain loop"):
-        replay.fit(LocalWork(lr=0.1, steps=1), weights, [], {}, [np.arange(5)], gather)
-    assert all(torch.equal(before[name], weights[name]) for name in weights), "nothing was changed"
+
+def test_a_replay_that_differs_from_the_plain_loop_is_not_used(monkeypatch, caplog):
+    honest = torch_replay.trace
+    monkeypatch.setattr(torch_replay, "trace", lambda *given: Bent(**vars(honest(*given))))
+    plain = TorchModel(mlp, F.cross_entropy, loop="plain")
+    asked = LocalWork(lr=0.1, epochs=1, batch_size=11)
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        assert fit(replace(plain, loop="replay"), asked).params == fit(plain, asked).params
+    assert "replayed, '0.weight' differs from the plain loop" in caplog.text
+
+
+@pytest.mark.parametrize("net", [mlp, convolutions, lstm, attention])
+def test_the_third_batch_size_is_scaled_from_two_that_were_traced(net, monkeypatch):
+    traced = []
+    honest = torch_replay.trace
+    monkeypatch.setattr(torch_replay, "trace", lambda *given: (traced.append(len(given[5])), honest(*given))[1])
+    plain = TorchModel(net, F.cross_entropy, dtype="float64", loop="plain")
+    model = replace(plain, loop="replay")
+    for examples in (33, 37, 35, 36):  # last batches of 3, 7, 5 and 6
+        asked = LocalWork(lr=0.05, epochs=1, batch_size=10)
+        one, other = (fit(each, asked, net is lstm, examples) for each in (model, plain))
+        assert apart(one.params, other.params) < 1e-9
+    assert traced == [10, 3]
+
+
+class Wide(nn.Module):
+    """A layer that is told how many examples there are, in words that no rule of proportion has."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (len(x) ** 2 + 1)
+
+
+def test_a_step_that_is_not_proportional_to_the_batch_is_traced_for_each_size(monkeypatch):
+    traced = []
+    honest = torch_replay.trace
+    monkeypatch.setattr(torch_replay, "trace", lambda *given: (traced.append(len(given[5])), honest(*given))[1])
+    plain = TorchModel(Wide, F.cross_entropy, dtype="float64", loop="plain")
+    model = replace(plain, loop="replay")
+    for examples in (33, 37, 35):
+        asked = LocalWork(lr=0.001, epochs=1, batch_size=10)
+        one, other = (fit(each, asked, examples=examples) for each in (model, plain))
+        assert apart(one.params, other.params) < 1e-9
+    assert traced == [10, 3, 7, 5]
+
+
+def test_another_learning_rate_is_another_argument_and_no_other_trace(monkeypatch):
+    traced = []
+    honest = torch_replay.trace
+    monkeypatch.setattr(torch_replay, "trace", lambda *given: (traced.append(1), honest(*given))[1])
+    plain = TorchModel(mlp, F.cross_entropy, dtype="float64", loop="plain")
+    model = replace(plain, loop="replay")
+    for lr in (0.1, 0.01, 0.5):
+        for momentum in (0.0, 0.5):
+            asked = LocalWork(lr=lr, epochs=1, batch_size=11, momentum=momentum)
+            assert apart(fit(model, asked).params, fit(plain, asked).params) < 1e-9
+    assert len(traced) == 2
 
 
 def test_rows_are_gathered_in_pieces_without_changing_the_result(monkeypatch):

@@ -36,7 +36,7 @@ from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_loss import Task, carried, check_shapes, correct, ready, task
 from hansa.adapters.torch_native import Untraceable
 from hansa.adapters.torch_program import Program, digest
-from hansa.adapters.torch_replay import LONE, Replay
+from hansa.adapters.torch_replay import LONE, Replay, Shapes as ColumnShapes
 
 DEVICE = "HANSA_DEVICE"  # environment variable: where this worker trains
 EVALUATION_BATCH = 512  # examples at a time; decides memory, and nothing else
@@ -97,6 +97,8 @@ class TorchModel(Model):
     device: str | None = field(default=None, kw_only=True, metadata=SPEED)
     threads: int = field(default=1, kw_only=True, metadata=SPEED)
     loop: str = field(default="auto", kw_only=True, metadata=SPEED)
+
+    clips_records = True
 
     def __post_init__(self) -> None:
         if self.loop not in ("auto", "measure", *LOOPS):
@@ -200,7 +202,7 @@ class TorchModel(Model):
 
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
         """The steps of `work`, replayed or in a plain loop, as the class says."""
-        batches = work.batches(len(data), rng)
+        batches = work.batches(len(data), rng) if work.dp is None else []
         seed = int(rng.integers(2**63))
         device = self._device()
         with _LOCK, _threads(self.threads), _random(seed, device):
@@ -216,10 +218,12 @@ class TorchModel(Model):
         check_terms(work, {name: tuple(w.shape) for name, w in zip(names, weights, strict=True)})
         pulled = [name for name in names if roles.get(name) != Role.PRIVATE]
         source, tally = _Columns(data, self.inputs, self.targets, module.dtype, device), _Tally(self)
+        if work.dp is not None:
+            return self._fit_records(module, names, weights, pulled, len(data), work, source)
         if module.loop.startswith("replay"):
             try:
                 trained = dict(zip(names, weights, strict=True))
-                for run in module.replay(self).fit(work, trained, pulled, module.others(trained), batches, source.take):
+                for run in module.replay(self).fit(work, trained, pulled, module.others(trained), batches, source):
                     tally.add(*run)
                 return Fit(module.copy(), tally.steps, tally.metrics())
             except Untraceable:
@@ -246,6 +250,23 @@ class TorchModel(Model):
                 "raise batch_size, leave clients of one example out, or use group norm."
             )
         return Fit(module.copy(), tally.steps, tally.metrics())
+
+    def _fit_records(
+        self, module: "_Module", names: list[str], weights: list[Any], pulled: list[str], examples: int,
+        work: LocalWork, source: "_Columns",
+    ) -> Fit:  # fmt: skip
+        """The steps of DP-SGD. It gives no metrics: they would be released without noise."""
+        from hansa.adapters import torch_records
+
+        assert work.dp is not None
+        records = torch_records.Records(module.module, ready(self.loss), names, weights)
+        protected, descent = torch_records.Protected(), InPlaceDescent(work, names, weights, pulled, _beside)
+        count = torch_records.steps(work, examples)
+        for _ in range(count):
+            rows = protected.chosen(examples, torch_records.rate(work, examples))
+            sums = records.clipped_sum(*source.take(rows), work.dp.clip) if len(rows) else records.nothing()
+            descent.step(torch_records.noisy_mean(sums, work, protected))
+        return Fit(module.copy(), count)
 
     def evaluate(self, params: Tensors, data: Any) -> Metrics:
         """Sums over all examples of loss, correct answers and the further measures, in eval mode."""
@@ -380,6 +401,12 @@ class _Columns:
             self._inputs = [torch.from_numpy(np.array(column)).to(device) for column in self._inputs]
             self._targets = [torch.from_numpy(np.array(column)).to(device) for column in self._targets]
 
+    def shapes(self, size: int) -> ColumnShapes:
+        """Shape and dtype of each column, inputs first, of a batch of so many rows."""
+        return tuple(
+            ((size, *column.shape[1:]), _torch_dtype(column.dtype)) for column in [*self._inputs, *self._targets]
+        )
+
     def take(self, rows: np.ndarray) -> tuple[list[Any], Any]:
         """Inputs, and the target or the tuple of targets, at these rows."""
         if self._device != "cpu":
@@ -445,6 +472,11 @@ def _load(named: Mapping[str, Any], params: Tensors) -> None:
 
 def _array(tensor: Any) -> np.ndarray:
     return np.array(tensor.detach().cpu().numpy(), order="C")
+
+
+@functools.cache
+def _torch_dtype(dtype: Any) -> Any:
+    return torch.from_numpy(np.empty(0, dtype)).dtype if isinstance(dtype, np.dtype) else dtype
 
 
 def _beside(array: Any, like: Any) -> Any:

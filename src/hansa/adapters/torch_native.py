@@ -2,11 +2,11 @@
 
     fx graph of one step ─► TorchScript IR text ─► torch's own interpreter
 
-    loop(kept, columns, rates, losses, outputs):
+    loop(kept, columns, rate, losses, outputs):
         for i in steps:   x ← columns[i];   one step, in place;   losses[i], outputs[i] ← what it gave
 
 The IR is written straight from the graph that `make_fx` traced, so nothing is scripted, and nothing is compiled. What
-depends on no batch (transposes of weights that change in place) is lifted out of the loop.
+depends on no batch (constants, transposes of weights that change in place) is lifted out of the loop.
 """
 
 import operator
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, Node
 
 from hansa.core.errors import ConfigError
 
@@ -23,6 +23,8 @@ VIEWS = (
     ATEN.t.default, ATEN.view.default, ATEN.transpose.int, ATEN.permute.default, ATEN.expand.default,
     ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN._unsafe_view.default,
 )  # fmt: skip
+CONSTANTS = (ATEN.ones.default, ATEN.zeros.default, ATEN.full.default)
+Loop = Callable[..., None]
 _DTYPES = {
     torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4, torch.float16: 5, torch.float32: 6,
     torch.float64: 7, torch.bool: 11, torch.bfloat16: 15,
@@ -34,27 +36,25 @@ class Untraceable(ConfigError):
     """This graph has no native form; the plain loop does the same work."""
 
 
-def native_loop(
-    graph: GraphModule, kept: Sequence[Node], batch: Sequence[Node], rates: Node, results: Sequence[Node]
-) -> Callable[..., None]:
+def native_loop(graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate: Node, results: Sequence[Node]) -> Loop:
     """The step in `graph`, repeated.
 
     Args:
       graph: of one step: placeholders, ATen calls (those in place do the step's work), and an output.
       kept: placeholders that stay the same tensors at every step: parameters, buffers, optimiser state.
       batch: placeholders of one batch.
-      rates: placeholder of numbers of the step's own, shape (k,).
+      rate: placeholder of the learning rate, a number.
       results: nodes whose values are stored at every step.
 
     Returns:
-      A callable (kept, columns, rates, stores): kept tensors; `columns` of shape (steps, ...) whose slices are the
-      batches; `rates` of shape (steps, k); `stores` of shape (steps, ...), one for each result, which are filled.
+      A callable (kept, columns, rate, stores): kept tensors; `columns` of shape (steps, ...) whose slices are the
+      batches; a number; `stores` of shape (steps, ...), one for each result, which are filled.
 
     Raises:
       Untraceable: an argument that the IR cannot hold.
     """
-    writer = _Writer(kept, batch, rates)
-    for node in graph.graph.nodes:
+    writer = _Writer(kept, batch, rate)
+    for node in graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
             writer.call(node)
         elif node.op == "get_attr":
@@ -65,38 +65,49 @@ def native_loop(
     except RuntimeError as error:
         raise Untraceable(f"PyTorch does not take the step's IR: {str(error).splitlines()[0]}") from error
 
-    def run(tensors: Sequence[Any], columns: Sequence[Any], rates: Any, stores: Sequence[Any]) -> None:
+    def run(tensors: Sequence[Any], columns: Sequence[Any], rate: float, stores: Sequence[Any]) -> None:
         # Nothing here is for autograd, so its dispatch is left out; grad mode is on all the same, since LSTM kernels
         # keep what their backward needs only if it is.
         with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
-            function(*columns, rates, len(rates), *stores, *tensors)
+            function(*columns, float(rate), len(columns[0]), *stores, *tensors)
 
     return run
+
+
+def writes(node: Node) -> bool:
+    """Whether a call changes one of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 class _Writer:
     """Collects the lines of the IR: constants and what is lifted, and the body of the loop."""
 
-    def __init__(self, kept: Sequence[Node], batch: Sequence[Node], rates: Node) -> None:
+    def __init__(self, kept: Sequence[Node], batch: Sequence[Node], rate: Node) -> None:
         self._kept, self._batch = kept, batch
         self._names: dict[Node, str] = {node: f"%kept{i}" for i, node in enumerate(kept)}
         self._names |= {node: f"%batch{i}" for i, node in enumerate(batch)}
-        self._names[rates] = "%rate"
+        self._names[rate] = "%rate"
         self._still = set(kept)  # nodes with the same value, or the same memory, at every step
         self._constants: dict[tuple[str, str], str] = {}
         self._before: list[str] = []
         self._body: list[str] = []
+        self._lists: dict[str, str] = {}  # of kept tensors: name -> type
         self._count = 0
 
     def call(self, node: Node) -> None:
         schema = node.target._schema
         lifted = node.target in VIEWS and all(n in self._still for n in node.all_input_nodes)
+        lifted |= node.target in CONSTANTS and not any(writes(user) and user.args[0] is node for user in node.users)
         lines = self._before if lifted else self._body
         values = [self._argument(node, i, argument, lines) for i, argument in enumerate(schema.arguments)]
         call = f"{schema.name}({', '.join(values)})"
         if lifted:
             self._still.add(node)
         types = [str(one.type) for one in schema.returns]
+        if not types:
+            lines.append(call)
+            return
         if types == ["Tensor"]:
             self._names[node] = f"%{node.name}"
             lines.append(f"%{node.name} : Tensor = {call}")
@@ -122,15 +133,23 @@ class _Writer:
             value = argument.default_value
         if isinstance(value, Node):
             return self._names[value]
-        if isinstance(value, list | tuple) and any(isinstance(one, Node) for one in value):
-            kind = "Tensor?" if any(one is None for one in value) or "Optional" in str(argument.type) else "Tensor"
-            items = [self._names[one] if isinstance(one, Node) else self.constant(None) for one in value]
-            name = self._fresh()
-            lines.append(f"{name} : {kind}[] = prim::ListConstruct({', '.join(items)})")
-            return name
+        if isinstance(value, list | tuple) and "Tensor" in str(argument.type):
+            return self._tensors(value, str(argument.type), lines)
         if isinstance(value, int) and not isinstance(value, bool) and str(argument.type) == "float":
             value = float(value)
         return self.constant(value)
+
+    def _tensors(self, values: Sequence[Node | None], kind: str, lines: list[str]) -> str:
+        """A list of tensors. One of kept tensors is built once, and returned: PyTorch's dead code elimination does not
+        see that a call which changes a list's tensors changes the graph's arguments.
+        """
+        element = "Tensor?" if None in values or "Optional" in kind else "Tensor"
+        items = [self.constant(None) if one is None else self._names[one] for one in values]
+        name, still = self._fresh(), self._still.issuperset(values)
+        (self._before if still else lines).append(f"{name} : {element}[] = prim::ListConstruct({', '.join(items)})")
+        if still:
+            self._lists[name] = f"{element}[]"
+        return name
 
     def constant(self, value: Any) -> str:
         """The name of a constant, written once."""
@@ -171,12 +190,11 @@ class _Writer:
         """The whole graph as IR."""
         zero, false, true = self.constant(0), self.constant(False), self.constant(True)
         columns, stores = range(len(self._batch)), range(len(results))
-        typed = [*(f"%column{i} : Tensor" for i in columns), "%rates : Tensor", "%steps : int"]
+        typed = [*(f"%column{i} : Tensor" for i in columns), "%rate : float", "%steps : int"]
         typed += [
             f"{name} : Tensor" for name in [*(f"%store{i}" for i in stores), *(self._names[n] for n in self._kept)]
         ]
         take = [f"%batch{i} : Tensor = aten::select(%column{i}, {zero}, %i)" for i in columns]
-        take.append(f"%rate : Tensor = aten::select(%rates, {zero}, %i)")
         put = []
         for i, node in enumerate(results):
             put.append(f"%place{i} : Tensor = aten::select(%store{i}, {zero}, %i)")
@@ -185,7 +203,8 @@ class _Writer:
         before = "\n".join("  " + line for line in self._before)
         return (
             f"graph({', '.join(typed)}):\n{before}\n  prim::Loop(%steps, {true})\n    block0(%i : int):\n{body}\n"
-            f"      -> ({true})\n  return (%rates)\n"
+            f"      -> ({true})\n  %lists : ({', '.join(self._lists.values())}) = "
+            f"prim::TupleConstruct({', '.join(self._lists)})\n  return (%lists)\n"
         )
 
     def _fresh(self) -> str:

@@ -1,7 +1,7 @@
 """Replaying a traced local step over a client's batches: the fast plan of `TorchModel`.
 
-    for each batch size that occurs:  trace once ─► hold it against the plain loop ─► keep
-    for each run of equal batches:    gather some megabytes of rows ─► one native call ─► losses and outputs
+    for each batch size:           trace it, or scale it from two that were traced ─► hold it against the plain loop
+    for each run of equal batches: gather some megabytes of rows ─► one native call ─► losses and outputs
 
 A step that cannot be traced, or that does not give what the plain loop gives, is left to the plain loop, and says why.
 """
@@ -9,14 +9,14 @@ A step that cannot be traced, or that does not give what the plain loop gives, i
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from hansa.adapters.torch_descent import InPlaceDescent
-from hansa.adapters.torch_native import Untraceable
-from hansa.adapters.torch_trace import Group, begin, flat, rates, trace
+from hansa.adapters.torch_native import Loop, Untraceable
+from hansa.adapters.torch_trace import Axis, Group, State, Step, begin, flat, fused, resized, trace
 from hansa.core.model import LocalWork
 from hansa.core.tensors import EMPTY, Tensors
 
@@ -24,8 +24,25 @@ log = logging.getLogger("hansa.plan")
 CHUNK_BYTES = 16 << 20  # rows gathered at a time
 CHECKED_STEPS = 2
 LONE = "Expected more than 1 value per channel when training"  # PyTorch's words where batch norm meets one example
-Gather = Callable[[np.ndarray], tuple[list[Any], Any]]  # rows -> inputs, targets
+Shapes = tuple[tuple[tuple[int, ...], Any], ...]  # of columns: shape and dtype
 Batches = tuple[Any, Any, Any, int]  # losses (steps,), outputs or None and targets of all their examples, batch size
+
+
+class Source(Protocol):
+    """A client's columns."""
+
+    def take(self, rows: np.ndarray) -> tuple[list[Any], Any]:
+        """Inputs, and the target or the tuple of targets, at some rows."""
+
+    def shapes(self, size: int) -> Shapes:
+        """Shape and dtype of each column, inputs first, of a batch of so many rows."""
+
+
+class _Checked(NamedTuple):
+    """A loop that gave what the plain loop gives, and the shapes and dtypes of what it stores for each step."""
+
+    loop: Loop
+    like: Shapes
 
 
 class Replay:
@@ -40,18 +57,14 @@ class Replay:
 
     def __init__(self, module: Any, loss: Any, keep: bool, check: Callable[[Any, Any], None]) -> None:
         self._module, self._loss, self._keep, self._check = module, loss, keep, check
-        self._loops: dict[Any, Any] = {}
+        self._loops: dict[Any, _Checked | None] = {}
+        self._traced: dict[Any, dict[int, Step]] = {}  # all but the batch size -> batch size -> step
         self._refused: dict[Any, str] = {}
 
     def fit(
-        self,
-        work: LocalWork,
-        weights: Group,
-        pulled: Sequence[str],
-        others: Group,
-        batches: Sequence[np.ndarray],
-        gather: Gather,
-    ) -> Iterator[Batches]:
+        self, work: LocalWork, weights: Group, pulled: Sequence[str], others: Group, batches: Sequence[np.ndarray],
+        source: Source,
+    ) -> Iterator[Batches]:  # fmt: skip
         """Trains `weights` in place, and gives what metrics need.
 
         Args:
@@ -60,77 +73,86 @@ class Replay:
           pulled: those that the proximal term pulls back.
           others: frozen parameters, and buffers (changed in place).
           batches: rows of every step.
-          gather: inputs and targets at some rows.
+          source: of inputs and targets.
 
         Raises:
           Untraceable: before anything is changed.
         """
         terms = {"correction": _terms(work.correction, weights), "mask": _terms(work.mask, weights)}
         state = begin(work, weights, pulled, terms, others)
-        plain = work.with_(correction=EMPTY, mask=EMPTY, epochs=None, steps=1)
-        loops: dict[int, Any] = {}
+        plain = work.with_(lr=0.0, correction=EMPTY, mask=EMPTY, epochs=None, steps=1)
+        kind = (plain, tuple(state["correction"]), tuple(state["mask"]))
+        loops: dict[int, _Checked | None] = {}
         for rows in batches:
             if len(rows) not in loops:
-                loops[len(rows)] = self._loop(plain, state, rows, gather)
+                loops[len(rows)] = self._loop(kind, work, state, rows, source)
         if not any(loops.values()):
             raise Untraceable(LONE)
-        return self._run(work, state, loops, [rows for rows in batches if loops[len(rows)]], gather)
+        return self._run(work, state, loops, [rows for rows in batches if loops[len(rows)]], source)
 
     def _run(
-        self,
-        work: LocalWork,
-        state: Mapping[str, Group],
-        loops: Mapping[int, Any],
-        batches: Sequence[np.ndarray],
-        gather: Gather,
-    ) -> Iterator[Batches]:
-        dtype, done = next(iter(state["weights"].values())).dtype, 0
+        self, work: LocalWork, state: State, loops: Mapping[int, _Checked | None], batches: Sequence[np.ndarray],
+        source: Source,
+    ) -> Iterator[Batches]:  # fmt: skip
+        kept = flat(state)
+        device = kept[0].device
         for size, run in itertools.groupby(batches, len):
-            for rows in _chunks(list(run), gather):
+            checked = loops[size]
+            assert checked is not None
+            for rows in _chunks(list(run), source.shapes(size)):
                 steps = len(rows)
-                inputs, targets = gather(np.concatenate(rows))
-                columns = _columns(inputs, targets)
-                loop, like = loops[size]
-                stores = [torch.empty((steps, *shape), dtype=kind) for shape, kind in like]
-                cut = [column.reshape(steps, size, *column.shape[1:]) for column in columns]
-                loop(flat(state), cut, rates(work, done + 1, steps, dtype), stores)
-                done += steps
+                inputs, targets = source.take(np.concatenate(rows))
+                cut = [one.view(steps, size, *one.shape[1:]) for one in _columns(inputs, targets)]
+                stores = [torch.empty((steps, *shape), dtype=kind, device=device) for shape, kind in checked.like]
+                checked.loop(kept, cut, rate(work), stores)
                 yield stores[0], stores[1].flatten(0, 1) if self._keep else None, targets, size
 
-    def _loop(self, work: LocalWork, state: Mapping[str, Group], rows: np.ndarray, gather: Gather) -> Any:
-        inputs, targets = gather(rows)
-        columns = _columns(inputs, targets)
-        shapes = tuple((tuple(column.shape), column.dtype) for column in columns)
-        key = (work, shapes, tuple(state["correction"]), tuple(state["mask"]))
+    def _loop(self, kind: Any, work: LocalWork, state: State, rows: np.ndarray, source: Source) -> _Checked | None:
+        """The loop for batches as large as this one; None if batch norm leaves it out."""
+        shapes = source.shapes(len(rows))
+        key = (kind, shapes)
         if key in self._refused:
             raise Untraceable(self._refused[key])
         if key not in self._loops:
             try:
-                self._loops[key] = self._checked(work, state, inputs, targets, columns)
+                self._loops[key] = self._checked(kind, work, state, *source.take(rows))
             except Untraceable as reason:
                 if len(rows) == 1 and LONE in str(reason):
-                    self._loops[key] = None  # this batch is left out
+                    self._loops[key] = None
                     return None
                 self._refused[key] = str(reason)
                 log.info("plain loop for this step: %s", reason)
                 raise
         return self._loops[key]
 
-    def _checked(
-        self, work: LocalWork, state: Mapping[str, Group], inputs: Any, targets: Any, columns: Sequence[Any]
-    ) -> tuple[Callable[..., None], list[tuple[tuple[int, ...], Any]]]:
+    def _step(self, kind: Any, work: LocalWork, state: State, inputs: Any, targets: Any) -> Step:
+        """The step of this batch size: the first two sizes are traced, others are scaled from them if they can be."""
+        columns = _columns(inputs, targets)
+        size, rest = len(columns[0]), tuple((tuple(one.shape[1:]), one.dtype) for one in columns)
+        traced = self._traced.setdefault((kind, rest), {})
+        if len(traced) == 2 and size > 1:
+            (base, first), (other, second) = traced.items()
+            step = resized(first, [Axis(second, base, other, size)])
+            if step is not None:
+                return step
+        step = trace(self._module, state, work, self._loss, inputs, targets, self._keep)
+        if len(traced) < 2 and size > 1:  # a single example may take another way through the module
+            traced[size] = step
+        return step
+
+    def _checked(self, kind: Any, work: LocalWork, state: State, inputs: Any, targets: Any) -> _Checked:
         """A new loop, once it has given what the plain loop gives on this batch; and the shapes of what it stores."""
         seed = torch.random.get_rng_state()  # a visit draws the same numbers whether or not it has to trace
         try:
-            loop = trace(self._module, state, work, self._loss, inputs, targets, self._keep)
+            loop = self._step(kind, work, state, inputs, targets).loop()
         finally:
             torch.random.set_rng_state(seed)
         plain, stored = self._plain(work, _copy(state), inputs, targets)
         torch.random.set_rng_state(seed)
         native = _copy(state)
-        stores = [torch.empty((CHECKED_STEPS, *shape), dtype=kind) for shape, kind in stored]
-        repeated = [column.expand(CHECKED_STEPS, *column.shape).contiguous() for column in columns]
-        loop(flat(native), repeated, rates(work, 1, CHECKED_STEPS, stored[0][1]), stores)
+        stores = [torch.empty((CHECKED_STEPS, *shape), dtype=dtype) for shape, dtype in stored]
+        columns = [one.expand(CHECKED_STEPS, *one.shape).contiguous() for one in _columns(inputs, targets)]
+        loop(flat(native), columns, rate(work), stores)
         torch.random.set_rng_state(seed)
         for name, weight in native["weights"].items():
             theirs = plain["weights"][name]
@@ -139,11 +161,9 @@ class Replay:
                 weight, theirs = weight[seen], theirs[seen]
             if not torch.allclose(weight, theirs, rtol=1e-3, atol=1e-5, equal_nan=True):
                 raise Untraceable(f"replayed, '{name}' differs from the plain loop")
-        return loop, stored
+        return _Checked(loop, stored)
 
-    def _plain(
-        self, work: LocalWork, state: dict[str, Group], inputs: Any, targets: Any
-    ) -> tuple[dict[str, Group], list[tuple[tuple[int, ...], Any]]]:
+    def _plain(self, work: LocalWork, state: State, inputs: Any, targets: Any) -> tuple[State, Shapes]:
         """The state after a few plain steps on one batch, and the shapes of the loss and, if kept, the outputs."""
         leaves = {name: weight.requires_grad_() for name, weight in state["weights"].items()}
         values, terms = list(leaves.values()), {what: _tree(state[what]) for what in ("correction", "mask")}
@@ -154,7 +174,13 @@ class Replay:
             loss = self._loss(outputs, targets)
             descent.step(torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True))
         kept = [(tuple(outputs.shape), outputs.dtype)] if self._keep and torch.is_tensor(outputs) else []
-        return {**state, "weights": {name: one.detach() for name, one in leaves.items()}}, [((), loss.dtype), *kept]
+        after = {**state, "weights": {name: one.detach() for name, one in leaves.items()}}
+        return after, (((), loss.dtype), *kept)
+
+
+def rate(work: LocalWork) -> float:
+    """What a loop is given: an optimiser's fused call takes lr, a plain step adds -lr times the gradient."""
+    return work.lr if fused(work) else -work.lr
 
 
 def _columns(inputs: Sequence[Any], targets: Any) -> list[Any]:
@@ -173,14 +199,13 @@ def _tree(terms: Group) -> Tensors:
     return Tensors({name: term.numpy() for name, term in terms.items()})
 
 
-def _copy(state: Mapping[str, Group]) -> dict[str, Group]:
+def _copy(state: State) -> State:
     return {group: {name: one.detach().clone() for name, one in many.items()} for group, many in state.items()}
 
 
-def _chunks(rows: Sequence[np.ndarray], gather: Gather) -> Iterator[Sequence[np.ndarray]]:
+def _chunks(rows: Sequence[np.ndarray], shapes: Shapes) -> Iterator[Sequence[np.ndarray]]:
     """Runs of steps whose rows together take some megabytes."""
-    columns = _columns(*gather(rows[0]))
-    size = max(1, sum(column.numel() * column.element_size() for column in columns))
-    steps = max(1, CHUNK_BYTES // size)
+    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes)
+    steps = max(1, CHUNK_BYTES // max(1, size))
     for at in range(0, len(rows), steps):
         yield rows[at : at + steps]

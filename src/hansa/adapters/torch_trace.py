@@ -1,28 +1,30 @@
-"""The whole local step of a module (forward, backward, optimiser) as one cleaned ATen graph.
+"""The whole local step of a module (forward, backward, optimiser) as one ATen graph that runs without autograd.
 
-`make_fx` records what one step does on real shapes. Then: detaches go, double transposes go, and where a plain SGD step
-adds a matrix product to a weight, `w.add_(mm(a, b), alpha=-lr)` becomes `w.addmm_(a, b, alpha=-lr)`, which never makes
-the gradient. What is left runs without autograd, in torch's own interpreter (`torch_native`).
+    make_fx ─► loss, outputs, gradients ─► torch_rewrite ─► the optimiser's nodes ─► torch_native
+
+Where a plain SGD step adds a matrix product to a weight, the graph says `w.addmm_(a, b, alpha=-lr)`, which never makes
+the gradient; momentum and Adam are one fused call over all weights. The learning rate is an argument of the loop.
 """
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves
 
-from hansa.adapters.torch_native import ATEN, Untraceable, native_loop
+from hansa.adapters.torch_native import ATEN, Loop, Untraceable, native_loop
+from hansa.adapters.torch_rewrite import calls, drop_unused, rewrite
 from hansa.core.model import LocalWork
 
 Group = dict[str, Any]  # tensors by name
+State = dict[str, Group]
 
 
-def begin(
-    work: LocalWork, weights: Group, pulled: Sequence[str], terms: Mapping[str, Group], others: Group
-) -> dict[str, Group]:
+def begin(work: LocalWork, weights: Group, pulled: Sequence[str], terms: Mapping[str, Group], others: Group) -> State:
     """All that a visit keeps between steps, in groups.
 
     Args:
@@ -39,26 +41,50 @@ def begin(
 
     return {
         "weights": {name: weight.detach() for name, weight in weights.items()},
+        "others": others,
         "start": {name: weights[name].detach().clone() for name in pulled} if work.proximal else {},
         "correction": terms["correction"],
         "mask": terms["mask"],
         "first": zeros(adam or work.momentum > 0),
         "second": zeros(adam),
-        "others": others,
+        "count": {"steps": torch.zeros(())} if adam else {},
     }
 
 
-def rates(work: LocalWork, first: int, steps: int, dtype: Any) -> Any:
-    """Adam's learning rate and scale with their bias corrections, for steps first..first+steps: shape (steps, 2)."""
-    count = torch.arange(first, first + steps, dtype=torch.float64)
-    beta1, beta2 = work.betas
-    return torch.stack([work.lr / (1 - beta1**count), (1 - beta2**count).rsqrt()], 1).to(dtype)
+def flat(state: Mapping[str, Group]) -> list[Any]:
+    """The tensors of a state, in the order in which a step keeps them."""
+    return [tensor for group in state.values() for tensor in group.values()]
+
+
+def fused(work: LocalWork) -> bool:
+    """Whether the optimiser is one fused call, which takes lr itself; a plain step adds -lr times the gradient."""
+    return work.optimiser == "adam" or work.momentum > 0
+
+
+@dataclass
+class Step:
+    """One local step as a graph, whose placeholders are those kept between steps, those of a batch, and the rate."""
+
+    graph: Graph
+    kept: int
+    batch: int
+
+    def loop(self) -> Loop:
+        """The step, repeated natively."""
+        holders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        batch = holders[self.kept : self.kept + self.batch]
+        return native_loop(self.graph, holders[: self.kept], batch, holders[-1], results(self.graph))
+
+
+def results(graph: Graph) -> list[Any]:
+    """What a graph gives."""
+    return list(graph.output_node().args[0])
 
 
 def trace(
-    module: Any, state: Mapping[str, Group], work: LocalWork, loss: Any, inputs: Sequence[Any], targets: Any, keep: bool
-) -> Callable[..., None]:
-    """The native loop of the local step; see `native_loop` for its arguments, the kept ones being `flat(state)`.
+    module: Any, state: State, work: LocalWork, loss: Any, inputs: Sequence[Any], targets: Any, keep: bool
+) -> Step:
+    """One local step; its results are the loss, and the outputs if they are kept.
 
     Args:
       module: in training mode.
@@ -74,88 +100,195 @@ def trace(
     several = isinstance(targets, tuple)
     batch = [*inputs, *(targets if several else [targets])]
 
-    def step(state: dict[str, Group], batch: list[Any], rate: Any) -> list[Any]:
-        leaves = {name: weight.detach().requires_grad_() for name, weight in state["weights"].items()}
-        outputs = torch.func.functional_call(module, {**state["others"], **leaves}, tuple(batch[: len(inputs)]))
+    def gradients(weights: Group, others: Group, batch: list[Any]) -> list[Any]:
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        outputs = torch.func.functional_call(module, {**others, **leaves}, tuple(batch[: len(inputs)]))
         wanted = tuple(batch[len(inputs) :]) if several else batch[-1]
         value = loss(outputs, wanted)
         grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
         if keep and not torch.is_tensor(outputs):
             raise Untraceable(f"the module gives a {type(outputs).__name__}, and metrics need one tensor")
-        with torch.no_grad():
-            for name, grad in zip(leaves, grads, strict=True):
-                _descend(state, name, grad, work, rate)
-        return [value, outputs] if keep else [value]
+        return [*([value, outputs] if keep else [value]), *grads]
 
-    copies = {group: {name: one.detach().clone() for name, one in many.items()} for group, many in state.items()}
-    rate = rates(work, 1, 1, torch.float32)[0]
+    copies = {group: {name: one.detach().clone() for name, one in state[group].items()} for group in _TRACED}
     try:
-        graph = make_fx(step)(copies, batch, rate)
+        graph = make_fx(gradients)(copies["weights"], copies["others"], batch).graph
     except Untraceable:
         raise
     except Exception as error:
         raise Untraceable(f"the step cannot be traced: {str(error).splitlines()[0]}") from error
-    results = clean(graph)
-    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    count = len(flat(state))
-    return native_loop(graph, holders[:count], holders[count:-1], holders[-1], results)
+    rewrite(graph)
+    descend(graph, state, work)
+    return Step(graph, len(flat(state)), len(batch))
 
 
-def flat(state: Mapping[str, Group]) -> list[Any]:
-    """The tensors of a state, in the order of a graph's placeholders."""
-    return list(tree_leaves(dict(state)))
+_TRACED = ("weights", "others")
 
 
-def _descend(state: Mapping[str, Group], name: str, grad: Any, work: LocalWork, rate: Any) -> None:
-    """One optimiser step of one weight, in place: the formulas of `descent.py`."""
-    weight = state["weights"][name]
+# -- the optimiser
+
+
+def descend(nodes: Graph, state: State, work: LocalWork) -> None:
+    """Appends one optimiser step, by the formulas of `descent.py`, to a graph whose last results are the gradients.
+
+    Placeholders for the rest of the state go between those of weights and buffers and those of the batch.
+    """
+    holders = [node for node in nodes.nodes if node.op == "placeholder"]
+    names, kept = list(state["weights"]), sum(len(state[group]) for group in _TRACED)
+    held: dict[str, dict[str, Node]] = {"weights": dict(zip(names, holders, strict=False))}
+    for group in list(state)[len(_TRACED) :]:
+        held[group] = {}
+        for name in state[group]:
+            with nodes.inserting_before(holders[kept]):
+                held[group][name] = nodes.placeholder(f"{group}_{len(held[group])}")
+    with nodes.inserting_after(holders[-1]):
+        rate = nodes.placeholder("rate")
+    given = results(nodes)
+    rest, grads = given[: -len(names)], given[-len(names) :]
+    nodes.output_node().args = (rest,)
+    with nodes.inserting_before(nodes.output_node()):
+        shaped = [_shaped(nodes, name, grad, held, work) for name, grad in zip(names, grads, strict=True)]
+        if fused(work):
+            _fused(nodes, names, shaped, held, work, rate)
+        else:
+            for name, grad in zip(names, shaped, strict=True):
+                _add(nodes, held["weights"][name], grad, rate)
+    drop_unused(nodes)
+
+
+def _shaped(nodes: Graph, name: str, grad: Node, held: Mapping[str, Mapping[str, Node]], work: LocalWork) -> Node:
+    """The gradient with decay, proximal pull, correction and mask."""
+    weight = held["weights"][name]
     if work.weight_decay:
-        grad = torch.add(grad, weight, alpha=work.weight_decay)
-    if name in state["start"]:
-        grad = torch.add(grad, weight - state["start"][name], alpha=work.proximal)
-    if name in state["correction"]:
-        grad = grad + state["correction"][name]
-    if name in state["mask"]:
-        grad = grad * state["mask"][name]
-    if work.optimiser == "adam":
-        first, second = state["first"][name], state["second"][name]
-        first.lerp_(grad, 1 - work.betas[0])
-        second.mul_(work.betas[1]).addcmul_(grad, grad, value=1 - work.betas[1])
-        below = second.sqrt().mul_(rate[1]).add_(work.eps)
-        weight.sub_((first * rate[0]).div_(below))
-    elif work.momentum:
-        first = state["first"][name]
-        weight.add_(first.mul_(work.momentum).add_(grad), alpha=-work.lr)
+        grad = nodes.call_function(ATEN.add.Tensor, (grad, weight), {"alpha": work.weight_decay})
+    if name in held["start"]:
+        drift = nodes.call_function(ATEN.sub.Tensor, (weight, held["start"][name]))
+        grad = nodes.call_function(ATEN.add.Tensor, (grad, drift), {"alpha": work.proximal})
+    if name in held["correction"]:
+        grad = nodes.call_function(ATEN.add.Tensor, (grad, held["correction"][name]))
+    if name in held["mask"]:
+        grad = nodes.call_function(ATEN.mul.Tensor, (grad, held["mask"][name]))
+    return grad
+
+
+def _add(nodes: Graph, weight: Node, grad: Node, rate: Node) -> None:
+    """One plain step, folded into the product or the sum that the gradient is."""
+    scale = {"beta": 1, "alpha": rate}
+    if calls(grad, ATEN.mm.default) and not grad.users:
+        nodes.call_function(ATEN.addmm_.default, (weight, *grad.args), scale)
+    elif (rows := _summed(grad)) is not None:
+        made = rows.meta["val"]
+        ones = nodes.call_function(ATEN.ones.default, ([made.shape[0]],), {"dtype": made.dtype, "device": made.device})
+        nodes.call_function(ATEN.addmv_.default, (weight, nodes.call_function(ATEN.t.default, (rows,)), ones), scale)
     else:
-        weight.add_(grad, alpha=-work.lr)
+        nodes.call_function(ATEN.add_.Tensor, (weight, grad), {"alpha": rate})
 
 
-def clean(graph: GraphModule) -> list[Node]:
-    """Drops what does nothing, folds SGD steps into products, and gives the nodes of the output."""
-    nodes = graph.graph
-    for node in list(nodes.nodes):
-        if _calls(node, ATEN.detach.default) or _calls(node, ATEN.alias.default):
-            node.replace_all_uses_with(node.args[0])
-        elif _calls(node, ATEN.t.default) and _calls(node.args[0], ATEN.t.default):
-            node.replace_all_uses_with(node.args[0].args[0])
-    for node in list(nodes.nodes):
-        if _calls(node, ATEN.add_.Tensor) and _calls(node.args[1], ATEN.mm.default):
-            with nodes.inserting_before(node):
-                settings = {"beta": 1, "alpha": node.kwargs.get("alpha", 1)}
-                fold = nodes.call_function(ATEN.addmm_.default, (node.args[0], *node.args[1].args), settings)
-            node.replace_all_uses_with(fold)
-            nodes.erase_node(node)
-    output = next(node for node in nodes.nodes if node.op == "output")
-    results = list(output.args[0])
-    for node in reversed(list(nodes.nodes)):
-        if node.op == "call_function" and not node.users and not _writes(node):
-            nodes.erase_node(node)
-    return results
+def _summed(grad: Node) -> Node | None:
+    """The matrix whose rows a bias' gradient is the sum of."""
+    total = grad.args[0] if calls(grad, ATEN.view.default) else grad
+    if calls(total, ATEN.sum.dim_IntList) and list(total.args[1]) == [0] and total.args[0].meta["val"].ndim == 2:
+        return total.args[0]
+    return None
 
 
-def _calls(node: Any, target: Any) -> bool:
-    return isinstance(node, Node) and node.op == "call_function" and node.target is target
+def _fused(
+    nodes: Graph, names: Sequence[str], grads: Sequence[Node], held: Mapping[str, Mapping[str, Node]], work: LocalWork,
+    rate: Node,
+) -> None:  # fmt: skip
+    """Momentum or Adam over all weights at once. The kernels walk through memory, so layouts must be equal."""
+    weights = [held["weights"][name] for name in names]
+    laid = [_like(nodes, grad, weight) for grad, weight in zip(grads, weights, strict=True)]
+    moments = [[held[which][name] for name in names] for which in ("first", "second") if held[which]]
+    settings = {"lr": rate, "weight_decay": 0.0, "maximize": False}
+    if work.optimiser == "adam":
+        steps = held["count"]["steps"]
+        nodes.call_function(ATEN.add_.Scalar, (steps, 1))
+        settings |= {"beta1": work.betas[0], "beta2": work.betas[1], "eps": work.eps, "amsgrad": False}
+        lists = (weights, laid, *moments, [], [steps] * len(names))
+        nodes.call_function(ATEN._fused_adam_.default, lists, settings)
+    else:
+        settings |= {"momentum": work.momentum, "dampening": 0.0, "nesterov": False, "is_first_step": False}
+        nodes.call_function(ATEN._fused_sgd_.default, (weights, laid, *moments), settings)
 
 
-def _writes(node: Node) -> bool:
-    return node.target is not operator.getitem and bool(node.target._schema.is_mutable)
+def _like(nodes: Graph, grad: Node, weight: Node) -> Node:
+    """The gradient in the weight's layout."""
+    made = grad.meta.get("val")  # a shaped gradient has none: sums may take any layout
+    if made is not None and made.stride() == weight.meta["val"].stride():
+        return grad
+    empty = nodes.call_function(ATEN.empty_like.default, (weight,))
+    return nodes.call_function(ATEN.copy_.default, (empty, grad))
+
+
+# -- other sizes
+
+
+class Axis(NamedTuple):
+    """A size that varies: a step that was traced with it at `traced` where the base has `base`, and what is wanted."""
+
+    step: Step
+    base: int
+    traced: int
+    wanted: int
+
+
+def resized(base: Step, axes: Sequence[Axis]) -> Step | None:
+    """The step at sizes that were not traced, from steps that were; None where their graphs differ by more.
+
+    A number of the graph that differs along an axis must be proportional to its size, or to the inverse.
+    """
+    graph = Graph()
+    graph.output(graph.graph_copy(base.graph, {}))
+    lists = [list(graph.nodes), *(list(axis.step.graph.nodes) for axis in axes)]
+    if len({len(nodes) for nodes in lists}) > 1:
+        return None
+    try:
+        for node, *alike in zip(*lists, strict=True):
+            if any((node.op, node.name, node.target) != (one.op, one.name, one.target) for one in alike):
+                return None
+            node.args = _scaled(node.args, [one.args for one in alike], axes)
+            node.kwargs = _scaled(node.kwargs, [one.kwargs for one in alike], axes)
+    except _Unlike:
+        return None
+    return Step(graph, base.kept, base.batch)
+
+
+class _Unlike(Exception):
+    """Two graphs differ by more than a size."""
+
+
+def _scaled(value: Any, others: Sequence[Any], axes: Sequence[Axis]) -> Any:
+    """One argument at the wanted sizes."""
+    if any(isinstance(other, Node) != isinstance(value, Node) for other in others):
+        raise _Unlike
+    if isinstance(value, Node):
+        if any(other.name != value.name for other in others):
+            raise _Unlike
+        return value
+    if isinstance(value, list | tuple):
+        if any(len(other) != len(value) for other in others):
+            raise _Unlike
+        parts = [_scaled(one, [other[i] for other in others], axes) for i, one in enumerate(value)]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if isinstance(value, Mapping):
+        return {key: _scaled(one, [other[key] for other in others], axes) for key, one in value.items()}
+    factor = Fraction(1)
+    for other, axis in zip(others, axes, strict=True):
+        if other != value:
+            factor *= _factor(value, other, axis)
+    scaled = value * factor if factor != 1 else value
+    if isinstance(scaled, Fraction) and scaled.denominator > 1:
+        raise _Unlike
+    return int(scaled) if isinstance(scaled, Fraction) else scaled
+
+
+def _factor(value: Any, other: Any, axis: Axis) -> Fraction:
+    """What a number that differs along an axis is to be multiplied with."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or type(other) is not type(value):
+        raise _Unlike
+    if math.isclose(other * axis.base, value * axis.traced, rel_tol=1e-12):
+        return Fraction(axis.wanted, axis.base)
+    if math.isclose(other * axis.traced, value * axis.base, rel_tol=1e-12):
+        return Fraction(axis.base, axis.wanted)
+    raise _Unlike
