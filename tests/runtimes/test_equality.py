@@ -75,6 +75,21 @@ job = hansa.Job(
     pipeline=hansa.Pipeline([hansa.UniformMean(), hansa.TopK(0.3)], hansa.Sum()),
 )
 """,
+    "compression": """
+STAGES = [hansa.Clip(1.0), hansa.UniformMean(), hansa.Rotate(clip=3.0), hansa.RandomMask(0.5), hansa.Quantise(2)]
+job = hansa.Job(
+    model=MODEL, algorithm=hansa.FedAvg(WORK), cohort=2, rounds=4, seed=10,
+    pipeline=hansa.Pipeline([*STAGES, hansa.Pack()], hansa.Sum()),
+    down=hansa.Pipeline([hansa.Rotate(), hansa.Quantise(8), hansa.Pack()]),
+)
+""",
+    "low rank": """
+job = hansa.Job(
+    model=MODEL, algorithm=hansa.FedAvg(WORK), cohort=2, rounds=4, seed=11,
+    pipeline=hansa.Pipeline([hansa.UniformMean(), hansa.PowerSGD(1)], hansa.Sum()),
+    down=hansa.Pipeline([hansa.Eden(8)]),
+)
+""",
     "median": """
 job = hansa.Job(
     model=MODEL, algorithm=hansa.FedAvg(WORK), cohort=3, rounds=3, seed=9,
