@@ -134,7 +134,7 @@ def test_an_old_schema_is_migrated_step_by_step_and_a_newer_one_refused(
     assert kept is not None and kept.round == 1
     store.close()
     with sqlite3.connect(tmp_path / "state" / "hansa.db") as raw:
-        assert raw.execute("SELECT version FROM schema_version").fetchall() == [(2,)]
+        assert raw.execute("SELECT version FROM schema_version").fetchall() == [(len(store_module.MIGRATIONS),)]
         assert "note" in [row[1] for row in raw.execute("PRAGMA table_info(members)")]
     raw.close()
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 epsilon(job, population=..., delta=...)   what a job will cost, against who sees its models, or against the server
 epsilon_of(ledger, delta)                 what has been spent
 multiplier(epsilon, delta, rate, rounds)  the noise that a target takes
+plan(Target(...), noise=...)              the cohort that a target takes; plot_noise draws it
 check_budget(job, population, ledger)     refuses a job that would exceed a budget
 """
 
@@ -18,6 +19,7 @@ from hansa.privacy.accountant import (
     epsilon_of,
 )
 from hansa.privacy.calibrate import analytic_gaussian, classic_gaussian, multiplier
+from hansa.privacy.plan import Plan, Target, plan, plot_noise
 
 __all__ = [
     "ADD_OR_REMOVE",
@@ -26,10 +28,14 @@ __all__ = [
     "REPLACE",
     "SERVER",
     "Cost",
+    "Plan",
+    "Target",
     "analytic_gaussian",
     "check_budget",
     "classic_gaussian",
     "epsilon",
     "epsilon_of",
     "multiplier",
+    "plan",
+    "plot_noise",
 ]

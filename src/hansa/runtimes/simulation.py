@@ -41,13 +41,16 @@ def simulate(
 
     Raises:
       JobError: the job has faults, all listed.
-      BudgetExceeded: it would release more than its budget allows.
+      BudgetExceeded: it would release more than its budget, or its population's, allows.
       TrainingFailed: a round could not be completed.
     """
     state = store if store is not None else MemoryStore()
     saved = state.load()
     job.check(len(clients))
-    check_budget(job, len(clients), Ledger(tuple(state.charges())), done=saved.round if saved is not None else 0)
+    if callable(admit := getattr(state, "admit", None)):
+        admit(job, len(clients))  # a store of many runs: its population's budget counts as well
+    else:
+        check_budget(job, len(clients), Ledger(tuple(state.charges())), done=saved.round if saved is not None else 0)
     run = saved.run if saved is not None else secrets.token_hex(8)
     kept = memories if memories is not None else MemoryMemories()
     plan = saved.plan if saved is not None else ""

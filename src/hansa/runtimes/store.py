@@ -135,6 +135,7 @@ class SqlStore:
       folder: made if it is missing; its parent must be there.
       database: an SQLAlchemy URL, as `postgresql+psycopg://user@host/name`; None for SQLite in the folder.
       blobs: an fsspec URL or a path for large checkpoints; None for the folder.
+      beside: opens a folder that a server may be using, to read, and to set budgets; it must be there.
 
     Raises:
       StateMismatch: another server uses the folder, or a newer Hansa wrote it.
@@ -142,34 +143,43 @@ class SqlStore:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, database: str | None = None, blobs: str | None = None
-    ) -> None:
+        self, folder: str | os.PathLike[str], *, database: str | None = None, blobs: str | None = None,
+        beside: bool = False,
+    ) -> None:  # fmt: skip
         self.folder = Path(folder)
+        if beside and database is None and not (self.folder / "hansa.db").exists():
+            raise NotFound(f"{self.folder} holds no state: give the folder of a server or a simulation.")
+        self._lock = None if beside else self._taken()
+        self._blobs = _Blobs(blobs or str(self.folder / "blobs"))
+        self._turn = threading.RLock()  # SQLite has one writer: our threads take turns instead of being refused
+        try:
+            self._engine = _engine(database or f"sqlite:///{self.folder.absolute() / 'hansa.db'}")
+            self._migrate(beside)
+        except BaseException:
+            self.close()
+            raise
+
+    def _taken(self) -> Any:
+        """Makes the folder, and keeps other servers out of it."""
         try:
             self.folder.mkdir(exist_ok=True, mode=0o700)
             for name in ("bundles", "logs", "said", "spool"):
                 (self.folder / name).mkdir(exist_ok=True, mode=0o700)
-            self._lock = lock_folder(self.folder, "server", "--state")
+            lock = lock_folder(self.folder, "server", "--state")
         except OSError as error:
             raise ConfigError(
                 f"state folder {self.folder} cannot be used ({error.strerror}): choose another with --state."
             ) from None
         for left in (self.folder / "spool").iterdir():
             left.unlink()
-        self._blobs = _Blobs(blobs or str(self.folder / "blobs"))
-        self._turn = threading.RLock()  # SQLite has one writer: our threads take turns instead of being refused
-        try:
-            self._engine = _engine(database or f"sqlite:///{self.folder.absolute() / 'hansa.db'}")
-            self._migrate()
-        except BaseException:
-            self.close()
-            raise
+        return lock
 
     def close(self) -> None:
         """Lets another server have the folder."""
         if hasattr(self, "_engine"):
             self._engine.dispose()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     # -- runs
 
@@ -305,7 +315,7 @@ class SqlStore:
         with self._turn, _full_disk("the state"), self._engine.begin() as connection:
             yield connection
 
-    def _migrate(self) -> None:
+    def _migrate(self, beside: bool) -> None:
         with self._begin() as connection:
             _meta.create_all(connection, tables=[_version])
             version = connection.execute(sql.select(_version.c.version)).scalar()
@@ -316,6 +326,10 @@ class SqlStore:
                 raise StateMismatch(
                     f"{self.folder} was written by a newer Hansa (schema {version}, this one knows {len(MIGRATIONS)}): "
                     "install that one."
+                )
+            if beside and version < len(MIGRATIONS):
+                raise StateMismatch(
+                    f"{self.folder} was written by an older Hansa: start its server once, to convert it."
                 )
             for step in MIGRATIONS[version:]:
                 step(connection)
