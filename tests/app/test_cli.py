@@ -34,6 +34,7 @@ COMMANDS = [
         "status",
     ),
     *("logs", "stop", "resume", "model", "job show", "job check", "enrol init", "enrol issue", "enrol request"),
+    *("privacy plan", "privacy epsilon", "privacy ledger", "privacy budget"),
     *("enrol sign", "enrol accept", "enrol renew", "enrol revoke", "enrol list", "enrol show"),
 ]
 PLAIN = """
@@ -346,7 +347,8 @@ def test_a_job_with_noise_shows_what_it_costs(folder: Path) -> None:
     [
         (["--clients", "0"], 11, "--clients 0: at least 1"),
         (["--clients", "2"], 10, "cohort=3 > 2 clients"),
-        (["--runtime", "cloud"], 11, "choose local or processes"),
+        (["--runtime", "cloud"], 11, "choose local, processes or ray"),
+        (["--address", "10.0.0.7:6379"], 11, "add --runtime ray"),
         (["--resume"], 11, "give --state DIR"),
         (["--processes", "2"], 11, "add --runtime processes"),
         (["--best"], 11, "give --out FILE"),

@@ -77,7 +77,9 @@ app = typer.Typer(
 )
 job_app = typer.Typer(no_args_is_help=True, help="Look at a job before it runs: show it, check it.")
 enrol_app = typer.Typer(no_args_is_help=True, help="Who may take part: the federation's authority and its members.")
+privacy_app = typer.Typer(no_args_is_help=True, help="What noise a job needs, what it costs, and budgets.")
 app.add_typer(job_app, name="job", rich_help_panel="A job")
+app.add_typer(privacy_app, name="privacy", rich_help_panel="A job")
 app.add_typer(enrol_app, name="enrol", rich_help_panel="A federation")
 
 
@@ -125,6 +127,18 @@ Settings = Annotated[
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE.TOML", help="Change fields of the job from a TOML file; --set wins."),
+]
+RuntimeName = Annotated[
+    str,
+    typer.Option(
+        "--runtime", metavar="local|processes|ray", help="One process, one for each core, or a Ray cluster: same bits."
+    ),
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", metavar="N", help="How many processes or Ray workers, if not one a core.")
+]
+ClusterAddress = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="A running Ray cluster; else one is started here.")
 ]
 Server = Annotated[
     str | None,
@@ -185,12 +199,9 @@ def simulate(
     clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
     settings: Settings = None,
     config: Config = None,
-    runtime: Annotated[
-        str, typer.Option("--runtime", metavar="local|processes", help="One process, or one for each core: same bits.")
-    ] = "local",
-    processes: Annotated[
-        int | None, typer.Option("--processes", metavar="N", help="How many processes, if not one a core.")
-    ] = None,
+    runtime: RuntimeName = "local",
+    processes: Processes = None,
+    address: ClusterAddress = None,
     state: Annotated[
         Path | None, typer.Option("--state", metavar="DIR", help="Keep the state here, durable after each round.")
     ] = None,
@@ -213,8 +224,8 @@ def simulate(
     from hansa.app.simulate import simulate as run
 
     run(
-        job, clients=clients, settings=settings or [], config=config, runtime=runtime, processes=processes, state=state,
-        resume=resume, out=out, best=best, checkpoint_every=checkpoint_every, log=log,
+        job, clients=clients, settings=settings or [], config=config, runtime=runtime, processes=processes,
+        address=address, state=state, resume=resume, out=out, best=best, checkpoint_every=checkpoint_every, log=log,
     )  # fmt: skip
 
 
@@ -238,12 +249,9 @@ def sweep(
     clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
     settings: Settings = None,
     config: Config = None,
-    runtime: Annotated[
-        str, typer.Option("--runtime", metavar="local|processes", help="One process, or one for each core: same bits.")
-    ] = "local",
-    processes: Annotated[
-        int | None, typer.Option("--processes", metavar="N", help="How many processes, if not one a core.")
-    ] = None,
+    runtime: RuntimeName = "local",
+    processes: Processes = None,
+    address: ClusterAddress = None,
     checkpoint_every: Annotated[
         int, typer.Option("--checkpoint-every", metavar="N", help="Rounds between checkpoints of a run.")
     ] = 10,
@@ -258,7 +266,8 @@ def sweep(
 
     run(
         job, grid=grid, metric=metric, maximise=maximise, seeds=seeds, out=out, clients=clients,
-        settings=settings or [], config=config, runtime=runtime, processes=processes, checkpoint_every=checkpoint_every,
+        settings=settings or [], config=config, runtime=runtime, processes=processes, address=address,
+        checkpoint_every=checkpoint_every,
     )  # fmt: skip
 
 
@@ -583,6 +592,100 @@ def model(
     from hansa.app.federation import model as fetch
 
     fetch(run, out, best, job, server, identity, insecure)
+
+
+# -- privacy
+
+
+StateFolder = Annotated[
+    Path, typer.Option("--state", metavar="DIR", help="The state of a server (it may be running) or a simulation.")
+]
+
+
+@privacy_app.command("plan")
+def privacy_plan(
+    epsilon: Annotated[float, typer.Option("--epsilon", help="ε of all rounds together.")],
+    delta: Annotated[float, typer.Option("--delta", help="δ, well below 1 / clients.")],
+    clients: Annotated[int, typer.Option("--clients", metavar="N", help="How many there are.")],
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="How many there will be.")],
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            "--noise", help="Noise that the mean may have, over the clip: multiplier / cohort. Default: 0.01."
+        ),
+    ] = None,
+    cohort: Annotated[
+        int | None, typer.Option("--cohort", metavar="N", help="Clients a round; asks for the noise instead.")
+    ] = None,
+    sampling: Annotated[
+        str, typer.Option("--sampling", metavar="poisson|fixed", help="How they are drawn.")
+    ] = "poisson",
+    by: Annotated[str, typer.Option("--by", metavar="rdp|pld", help="The way of accounting; pld is tighter.")] = "rdp",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.PNG", help="Draw the noise against the size of the cohort.")
+    ] = None,
+) -> None:
+    """Find the cohort and the noise that a private job needs.
+
+    Example:  hansa privacy plan --epsilon 2 --delta 1e-5 --clients 3383 --rounds 100
+    """
+    from hansa.app.privacy_commands import plan
+    from hansa.privacy import Target
+
+    target = Target(epsilon=epsilon, delta=delta, clients=clients, rounds=rounds, sampling=sampling, by=by)
+    plan(target, noise, cohort, plot)
+
+
+@privacy_app.command("epsilon")
+def privacy_epsilon(
+    job: JobFile,
+    settings: Settings = None,
+    config: Config = None,
+    clients: Annotated[
+        int | None, typer.Option("--clients", metavar="N", help="How many there are. Default: as the file's `clients`.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option("--delta", help="δ. Default: the job's own, or 1e-5.")] = None,
+) -> None:
+    """Say what a job will cost in privacy: against those who see its models, and against the server.
+
+    Example:  hansa privacy epsilon job.py --clients 3383
+    """
+    from hansa.app.privacy_commands import epsilon
+
+    epsilon(job, settings or [], config, clients, delta)
+
+
+@privacy_app.command("ledger")
+def privacy_ledger(
+    state: StateFolder,
+    delta: Annotated[float | None, typer.Option("--delta", help="δ. Default: the budget's, or 1e-5.")] = None,
+    population: Annotated[str | None, typer.Option("--population", metavar="NAME", help="Only this one.")] = None,
+) -> None:
+    """List what the runs in a state folder have released, and what that cost, together and by run.
+
+    Example:  hansa privacy ledger --state ./state
+    """
+    from hansa.app.privacy_commands import ledger
+
+    ledger(state, delta, population)
+
+
+@privacy_app.command("budget")
+def privacy_budget(
+    state: StateFolder,
+    epsilon: Annotated[float, typer.Option("--epsilon", help="ε that all runs together may cost.")],
+    delta: Annotated[float, typer.Option("--delta", help="δ, well below 1 / clients.")] = 1e-5,
+    population: Annotated[
+        str, typer.Option("--population", metavar="NAME", help="Whose budget; `everyone` is all of a server's workers.")
+    ] = "everyone",
+) -> None:
+    """Give a population a budget: jobs that would exceed it, or add no noise, are refused before they start.
+
+    Example:  hansa privacy budget --state ./state --epsilon 8 --delta 1e-6
+    """
+    from hansa.app.privacy_commands import budget
+
+    budget(state, epsilon, delta, population)
 
 
 # -- enrolment

@@ -1,4 +1,4 @@
-"""`hansa simulate`: a job and its simulated clients on this machine, in one process or in several."""
+"""`hansa simulate`: a job and its simulated clients on this machine, in one process or in several, or on a cluster."""
 
 import time
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ def simulate(
     config: Path | None = None,
     runtime: str = "local",
     processes: int | None = None,
+    address: str | None = None,
     state: Path | None = None,
     resume: bool = False,
     out: Path | None = None,
@@ -44,7 +45,7 @@ def simulate(
     Raises:
       HansaError: the job file, the job, the state folder or a round failed; see the classes.
     """
-    how = runtime_of(runtime, processes)
+    how = runtime_of(runtime, processes, address)
     given = read_settings(settings, config)
     if resume and state is None:
         raise ConfigError("--resume goes on from a state: give --state DIR, the folder the run was begun with.")
@@ -71,21 +72,27 @@ def simulate(
         say(f"model written to {out}")
 
 
-def runtime_of(name: str, processes: int | None) -> Runtime:
-    """What `--runtime` and `--processes` mean."""
-    if name == "local" and processes is None:
-        from hansa.runtimes.local import Local
+def runtime_of(name: str, processes: int | None, address: str | None = None) -> Runtime:
+    """What `--runtime`, `--processes` and `--address` mean."""
+    if name not in ("local", "processes", "ray"):
+        raise ConfigError(f"--runtime {name}: choose local, processes or ray.")
+    if address is not None and name != "ray":
+        raise ConfigError(f"--address {address} with --runtime {name}, which stays here: add --runtime ray.")
+    if name == "ray":
+        from hansa.runtimes.ray import Ray
 
-        return Local()
-    if name not in ("local", "processes"):
-        raise ConfigError(f"--runtime {name}: choose local or processes.")
-    if name == "local":
+        return Ray(address, processes)
+    if name == "processes":
+        from hansa.runtimes.processes import Processes
+
+        return Processes(processes)
+    if processes is not None:
         raise ConfigError(
             f"--processes {processes} with --runtime local, which is one process: add --runtime processes."
         )
-    from hansa.runtimes.processes import Processes
+    from hansa.runtimes.local import Local
 
-    return Processes(processes)
+    return Local()
 
 
 def log_to(path: Path) -> Observer:

@@ -84,6 +84,7 @@ def sweep(
     config: Path | None = None,
     runtime: str = "local",
     processes: int | None = None,
+    address: str | None = None,
     checkpoint_every: int = 10,
 ) -> None:
     """Runs `hansa sweep`; arguments are its options.
@@ -93,7 +94,7 @@ def sweep(
       JobError: a combination has faults; no run is begun then.
       TrainingFailed: some runs failed; the others are compared all the same, and the same command tries these again.
     """
-    how, points = runtime_of(runtime, processes), combinations(grid)
+    how, points = runtime_of(runtime, processes, address), combinations(grid)
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least 1.")
     if checkpoint_every < 1:
