@@ -9,7 +9,7 @@ import pytest
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import TrainingFailed
 from hansa.core.job import Job
-from hansa.core.runtime import Failure, Reply, Task
+from hansa.core.runtime import Deadline, Failure, Reply, Task
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.train import train as loop
 from hansa.runtimes.local import train
@@ -104,6 +104,15 @@ def test_a_task_whose_worker_dies_is_done_by_another_to_the_same_bits() -> None:
     assert trained(session, plain()) == train(plain(), some_clients()).checkpoint.state
     assert [bench.ended for bench in session.all].count(True) == TRIES - 1
     assert not session.dying
+
+
+def test_a_task_that_is_over_when_its_worker_dies_is_not_done_again() -> None:
+    session = Inline(plain(), some_clients(), 1, dying=("client-0.0",))
+    session.publish(tasks(1), Tensors({"model/weight": [0.0]}))
+    session._dispatch()
+    session.retire(tasks(1))
+    assert isinstance(session.next(), Deadline)
+    assert [bench.done for bench in session.all] == [["client-0.0"]]
 
 
 def test_a_task_that_kills_every_worker_fails_by_the_name_of_its_client() -> None:

@@ -229,16 +229,20 @@ class PoolSession(Session, Generic[Handle]):
 
     def _expected_s(self, client: str) -> float:
         """Seconds that a client's task will take: as its last one took, or by its number of examples."""
-        if client not in self._seconds and self._sizes is not None and client in self._clients.ids:
-            return float(self._sizes[bisect.bisect_left(self._clients.ids, client)]) * self._example_s
-        return self._seconds.get(client, 0.0)
+        return self._seconds.get(client, self._examples(client) * self._example_s)
 
     def _learn(self, client: str, seconds: float) -> None:
         """Notes how long a task took, and what an example takes."""
         self._seconds[client] = seconds
         if self._sizes is not None:
-            size = float(self._sizes[bisect.bisect_left(self._clients.ids, client)])
-            self._example_s += 0.1 * (seconds / max(1.0, size) - self._example_s)
+            self._example_s += 0.1 * (seconds / max(1.0, self._examples(client)) - self._example_s)
+
+    def _examples(self, client: str) -> float:
+        """How many a client has; 0 where the population does not say, and for a helper, who is not of it."""
+        if self._sizes is None:
+            return 0.0
+        at = bisect.bisect_left(self._clients.ids, client)
+        return float(self._sizes[at]) if at < len(self._clients) and self._clients.ids[at] == client else 0.0
 
     def _dispatch(self) -> None:
         """Gives every idle worker something to do, as far as there is anything for it."""
@@ -317,7 +321,7 @@ class PoolSession(Session, Generic[Handle]):
         member.end()
         self._lost.extend(_conversation_lost(request.task) for request in member.answers)
         request = member.request
-        if request is None:
+        if request is None or request.task.key not in self._used:  # nothing was asked of it, or nobody waits for it
             return None
         request.deaths += 1
         if request.leg:
