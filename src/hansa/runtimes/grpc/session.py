@@ -247,6 +247,9 @@ class GrpcSession(Session):
         left = {one.task.context for one in self._flying.values()}
         over = [self._legs.pop(context) for context in [c for c in self._legs if c not in left]]
         unfinished = [one for one in gone if not (one.answered and one.leg == self._reducer.legs - 1)]
+        for one in unfinished:
+            if not one.answered and one.leg > self._reducer.counted:  # the record names only those that do not count
+                self._log(f"{one.task.client} did not answer in round {one.task.round + 1}{self._where(one)}")
         if unfinished or any(conversation.timer is not None for conversation in over):
             self._loop.call_soon_threadsafe(self._retired, unfinished, over)
         failpoint("after-retire")
@@ -355,8 +358,7 @@ class GrpcSession(Session):
         one = self._flying.get(task.key)
         if one is not None and one.task == task and not one.answered:
             one.answered = True
-            leg = f", leg {one.leg + 1} of {self._reducer.legs}" if self._reducer.legs > 1 else ""
-            self._log(f"{task.client} failed in round {task.round + 1}{leg}: {reason}")
+            self._log(f"{task.client} failed in round {task.round + 1}{self._where(one)}: {reason}")
             self._queue.put(Failure(task, reason, gone))
 
     def moved(self, *, up: int = 0, down: int = 0) -> None:
@@ -381,6 +383,9 @@ class GrpcSession(Session):
             working = f"at work for {time.monotonic() - one.since:.0f} s"
             named.append(f"{one.task.client} ({absence or working})")
         return f"waiting for {', '.join(named)}{f' and {len(slow) - 5} more' if len(slow) > 5 else ''}"
+
+    def _where(self, one: Flying) -> str:
+        return f", leg {one.leg + 1} of {self._reducer.legs}" if self._reducer.legs > 1 else ""
 
     def expire(self, away_s: Callable[[str], float], lease_s: float) -> None:
         """Where a quorum lets a round go on without somebody, a worker that is away longer than its lease is out."""
