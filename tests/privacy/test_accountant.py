@@ -106,3 +106,24 @@ def test_delta_out_of_range_is_refused(delta: float) -> None:
 
 def test_delta_too_large_for_the_population_is_explained() -> None:
     assert "Lower delta" in epsilon_of(Ledger().add(0, 0, [gaussian(1.0)]), 5e-2, population=50).notes[0]
+
+
+def test_against_the_server_its_own_noise_protects_nobody() -> None:
+    found = cost(Counter({gaussian(4.0, rate=0.01): 10}), 1e-5, against="server")
+    assert found.epsilon == float("inf") and "nothing is protected" in str(found)
+    assert any("use DistributedGaussian" in note for note in found.notes)
+    with pytest.raises(ConfigError, match="choose 'models' or 'server'"):
+        cost(Counter(), 1e-5, against="nobody")
+
+
+def test_ledgers_of_several_runs_add_up() -> None:
+    one = Ledger().add(0, 0, [gaussian(2.0, "none")]).add(1, 0, [gaussian(2.0, "none")])
+    assert epsilon_of([one, one], 1e-5).epsilon == epsilon_of(one.add(2, 0, [gaussian(2.0, "none")] * 2), 1e-5).epsilon
+    assert epsilon_of([], 1e-5).epsilon == 0.0
+
+
+def test_laplace_beside_gaussian_is_composed_by_both_ways() -> None:
+    laplace = Event(mechanism="laplace", noise_multiplier=2.0)
+    both = cost(Counter({laplace: 2, gaussian(2.0, "none"): 2}), 1e-5)
+    for alone in ({laplace: 2}, {gaussian(2.0, "none"): 2}):
+        assert both.rdp > cost(Counter(alone), 1e-5).rdp and both.pld > cost(Counter(alone), 1e-5).pld

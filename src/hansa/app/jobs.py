@@ -189,11 +189,11 @@ def _facts(job: Job, population: int) -> dict[str, Any]:
         "name": job.name, "fingerprint": job.fingerprint(), "canonical": canonical(job), "rounds": job.rounds,
         "population": population, "expected": job.who.expected(population), "stages": stages,
         "reducer": repr(job.pipeline.reducer), "message_bits": bound.bits(), "roles": roles,
-        "sees": _sees(job, bound.signal.parts, bool(bound.events())),
+        "sees": _sees(job, bound.signal.parts, {event.mechanism for event in bound.events()}),
     }  # fmt: skip
 
 
-def _sees(job: Job, parts: Collection[str], noisy: bool) -> dict[str, str]:
+def _sees(job: Job, parts: Collection[str], noises: Collection[str]) -> dict[str, str]:
     """Who sees what, in words: from the parts that a message has once bound, the reducer's own word, and the roles."""
     reducer = job.pipeline.reducer
     metrics = f"metrics of local training ({', '.join(job.model.metrics)})"
@@ -203,7 +203,12 @@ def _sees(job: Job, parts: Collection[str], noisy: bool) -> dict[str, str]:
     server = (
         f"of each worker: {sent}" if one_by_one else f"sums over the round's workers, and no single one, of: {sent}"
     )
-    if noisy:
+    if any(noise.startswith("local ") for noise in noises):
+        server += "; each with noise that its worker added"
+    elif any(noise.endswith(" sum") for noise in noises):
+        share = "with a share of the noise, too small to protect it" if one_by_one else "with the workers' noise"
+        server += f"; {share}"
+    elif noises:
         server += "; it adds the noise itself before anything is published"
     if job.evaluation.workers != 0:
         server += "; in rounds of evaluation, the metrics on workers' data in the same way"

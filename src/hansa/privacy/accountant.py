@@ -57,7 +57,8 @@ _KNOWN = ("gaussian", "laplace", LOCAL + "gaussian", LOCAL + "laplace", CORRELAT
 
 # Fewer than the library tries: each takes it a good while without replacement, and any choice of orders gives a bound.
 _FIXED_ORDERS = tuple(float(order) for order in (*range(2, 33), 40, 48, 64, 96, 128, 192, 256))
-_WHOLE_ORDERS = tuple(float(order) for order in (*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512, 768, 1024))
+WHOLE_ORDERS = tuple(float(order) for order in (*range(2, 65), *range(68, 129, 4), 160, 192, 256, 384, 512, 768, 1024))
+"""Orders at which every mechanism has a divergence, and quickly so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,15 +229,21 @@ def _relation(counts: Iterable[Event]) -> tuple[bool, str]:
 # -- Rényi
 
 
-def rdp_epsilon(counts: Counter[Event], replaced: bool, delta: float) -> float:
-    """ε by Rényi differential privacy."""
+def rdp_epsilon(counts: Counter[Event], replaced: bool, delta: float, orders: tuple[float, ...] | None = None) -> float:
+    """ε by Rényi differential privacy.
+
+    Args:
+      counts: of each event.
+      replaced: whether one client is replaced by another.
+      delta: δ.
+      orders: at which divergences are taken; any give a bound. None is many, fractions among them where that can be.
+    """
     dp = _library()
-    if any(event.sampling == "fixed" and event.mechanism == "gaussian" for event in counts):
+    if orders is None and any(event.sampling == "fixed" and event.mechanism == "gaussian" for event in counts):
         orders = _FIXED_ORDERS
-    elif any(event.mechanism in _DISCRETE or event.sampling == "fixed" for event in counts):
-        orders = _WHOLE_ORDERS
-    else:
-        orders = tuple(float(order) for order in dp.rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
+    elif orders is None and any(event.mechanism in _DISCRETE or event.sampling == "fixed" for event in counts):
+        orders = WHOLE_ORDERS
+    orders = orders or tuple(float(order) for order in dp.rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
     total = sum(count * _rdp(event, replaced, orders) for event, count in counts.items())
     return float(dp.rdp.rdp_privacy_accountant.compute_epsilon(orders, total, delta)[0])
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
-from hansa.privacy.accountant import pld_epsilon, rdp_epsilon
+from hansa.privacy.accountant import WHOLE_ORDERS, pld_epsilon, rdp_epsilon
 
 _INTERVAL = 1e-3  # of losses while searching: ten times as coarse as a final ε's, and a bound too
 
@@ -78,18 +78,24 @@ def multiplier(
         raise ConfigError(f"by='{by}': choose 'rdp', 'pld' or 'both'.")
     if not (0 < rate <= 1 and rounds >= 1):
         raise ConfigError(f"rate={rate}, rounds={rounds}: a rate lies in (0, 1], and there is at least one round.")
-    kind = sampling or ("poisson" if rate < 1 else "none")
+    return searched(epsilon, delta, rate, rounds, sampling or ("poisson" if rate < 1 else "none"), by)
+
+
+def searched(
+    epsilon: float, delta: float, rate: float, rounds: int, sampling: str, by: str, *, rough: bool = False
+) -> float:
+    """`multiplier` without its checks; to three digits, and a little too large, if `rough`."""
 
     def spent(z: float) -> float:
-        event = Event(mechanism="gaussian", noise_multiplier=z, sampling=kind, rate=rate)
-        counts, replaced = Counter({event: rounds}), kind == "fixed"
-        rough = rdp_epsilon(counts, replaced, delta)
+        event = Event(mechanism="gaussian", noise_multiplier=z, sampling=sampling, rate=rate)
+        counts, replaced = Counter({event: rounds}), sampling == "fixed"
+        loose = rdp_epsilon(counts, replaced, delta, WHOLE_ORDERS if rough and not replaced else None)
         if by == "rdp":
-            return rough
-        tight = pld_epsilon(counts, replaced, delta, rough, interval=_INTERVAL)
-        return tight if by == "pld" else min(rough, tight)
+            return loose
+        tight = pld_epsilon(counts, replaced, delta, loose, interval=_INTERVAL)
+        return tight if by == "pld" else min(loose, tight)
 
-    return least(spent, epsilon)
+    return least(spent, epsilon, 1e-3 if rough else 1e-6)
 
 
 def least(spent: Callable[[float], float], epsilon: float, tolerance: float = 1e-6) -> float:

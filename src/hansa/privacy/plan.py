@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from hansa.core.errors import ConfigError, MissingExtra, require
 from hansa.core.ledger import Event
 from hansa.privacy.accountant import pld_epsilon, rdp_epsilon
-from hansa.privacy.calibrate import multiplier
+from hansa.privacy.calibrate import searched
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,11 +67,11 @@ class Target:
         rough = rdp_epsilon(counts, replaced, self.delta)
         return rough if self.by == "rdp" else pld_epsilon(counts, replaced, self.delta, rough, _INTERVAL)
 
-    def multiplier(self, cohort: int) -> float:
-        """The least noise multiplier with so many clients a round."""
+    def multiplier(self, cohort: int, *, rough: bool = False) -> float:
+        """The least noise multiplier with so many clients a round; to three digits if `rough`."""
         rate = cohort / self.clients
         sampling = self.sampling if rate < 1 else "none"
-        return multiplier(self.epsilon, self.delta, rate, self.rounds, sampling=sampling, by=self.by)
+        return searched(self.epsilon, self.delta, rate, self.rounds, sampling, self.by, rough=rough)
 
     @property
     def warning(self) -> str:
@@ -168,7 +168,7 @@ def plot_noise(found: Plan, path: str | Path | None = None, points: int = 12) ->
     least = max(1.0, found.cohort / 16)
     share = (target.clients / least) ** (1 / max(1, points - 1))
     cohorts = sorted({*(round(least * share**i) for i in range(points)), target.clients})
-    multipliers = [target.multiplier(cohort) for cohort in cohorts]
+    multipliers = [target.multiplier(cohort, rough=True) for cohort in cohorts]
     figure = Figure(figsize=(9.2, 3.9), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
     left.plot(cohorts, multipliers, marker="o", markersize=3.5)
