@@ -33,7 +33,7 @@ class Quantise(Stage):
 
     Args:
       bits: of one contribution's coordinate, sign included; 2 to 32. On the wire it takes the smallest of 8, 16 and 32
-        bits that holds it (a reducer that packs may take fewer).
+        bits that holds it; `Pack`, or a reducer that packs, takes no more than these.
 
     Guarantees:
       Error below one step a coordinate and contribution, with mean 0: bound / (2^(bits−1) − 1). The sum over the
