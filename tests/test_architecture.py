@@ -26,7 +26,8 @@ FACE = ("", "__main__")  # hansa/__init__.py and hansa/__main__.py stand above e
 OUTWARD = {"socket", "ssl", "grpc", "ray", "sqlite3", "sqlalchemy", "subprocess"}
 OUTWARD_ROOMS = {"runtimes", "fleet", "remote", "app"}
 FRAMEWORKS = {"torch", "jax", "keras", "sklearn", "xgboost", "tensorflow", "flax"}
-FRAMEWORK_ROOMS = {"adapters": FRAMEWORKS, "mpc": {"torch"}, "data": {"sklearn"}}  # data: the bundled data sets
+# data: the bundled data sets; testing: attacks that differentiate through a network's own update
+FRAMEWORK_ROOMS = {"adapters": FRAMEWORKS, "mpc": {"torch"}, "data": {"sklearn"}, "testing": {"torch"}}
 UNSAFE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "jsonpickle"}
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc"}
 # All that the core may import besides NumPy and itself: nothing here opens a file or socket, starts a process or
