@@ -22,10 +22,19 @@ class Absent(importlib.abc.MetaPathFinder):
 before = set(sys.modules)
 sys.meta_path.insert(0, Absent())
 """
+NEEDS = {
+    "TorchModel": "torch",
+    "JaxModel": "jax",
+    "KerasModel": "keras",
+    "SklearnModel": "sklearn",
+    "SecureSum": "cryptography",
+}
 NUMPY_ALONE = [
-    name for module, names in hansa._NAMES.items() for name in names if module.startswith(("core.", "stages."))
+    name
+    for module, names in hansa._NAMES.items()
+    for name in names
+    if module.startswith(("core.", "stages.")) and name not in NEEDS
 ] + ["FedAvg", "FedAdam", "Scaffold", "FedBuff", "LinearModel", "LogisticModel", "MLPModel", "Local", "train", "errors"]
-NEEDS = {"TorchModel": "torch", "JaxModel": "jax", "KerasModel": "keras", "SklearnModel": "sklearn"}
 
 
 def run(code: str) -> str:

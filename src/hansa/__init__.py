@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _NAMES: dict[str, tuple[str, ...]] = {
     "core.tensors": ("Tensors",),
     "core.data": ("Dataset", "Clients"),
-    "core.model": ("Model", "LocalWork", "Role", "Fit"),
+    "core.model": ("Model", "LocalWork", "RecordDP", "Role", "Fit"),
     "core.algorithm": ("Algorithm", "Update", "Aggregate"),
     "core.pipeline": ("Pipeline", "Signal", "Stage", "Step", "Reducer"),
     "core.sampling": ("Sampling", "Fixed", "Poisson"),
@@ -46,6 +46,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "stages.distributed_noise": ("DistributedGaussian", "DistributedSkellam"),
     "stages.correlated_noise": ("MatrixNoise", "TreeNoise"),
     "stages.sum": ("Sum",),
+    "stages.secure_sum": ("SecureSum",),
     "stages.median": ("Median",),
     "stages.trimmed_mean": ("TrimmedMean",),
     "stages.krum": ("Krum", "MultiKrum"),
@@ -128,7 +129,13 @@ if TYPE_CHECKING:
     from hansa.core.data import Clients as Clients, Dataset as Dataset
     from hansa.core.job import Evaluation as Evaluation, Job as Job
     from hansa.core.ledger import Event as Event, Ledger as Ledger
-    from hansa.core.model import Fit as Fit, LocalWork as LocalWork, Model as Model, Role as Role
+    from hansa.core.model import (
+        Fit as Fit,
+        LocalWork as LocalWork,
+        Model as Model,
+        RecordDP as RecordDP,
+        Role as Role,
+    )
     from hansa.core.pipeline import (
         Pipeline as Pipeline,
         Reducer as Reducer,
@@ -174,6 +181,7 @@ if TYPE_CHECKING:
     from hansa.stages.powersgd import PowerSGD as PowerSGD
     from hansa.stages.quantise import Quantise as Quantise
     from hansa.stages.rotate import Rotate as Rotate
+    from hansa.stages.secure_sum import SecureSum as SecureSum
     from hansa.stages.sign import MajorityVote as MajorityVote, Sign as Sign
     from hansa.stages.sum import Sum as Sum
     from hansa.stages.ternary import Ternary as Ternary

@@ -180,18 +180,20 @@ def test_what_leaves_a_worker_is_uniform_and_holds_nothing_of_its_update() -> No
     windows: set[bytes] = set()
     captured, counts = b"", np.zeros(256)
     b = bound(SecureSum(), 4)
+    fields = b.reducer.layout.fields  # type: ignore[union-attr]
     for at in range(4):
         for array in encoded(b, at).values():
             raw = np.asarray(array).tobytes()
             windows |= {raw[i : i + 8] for i in range(len(raw) - 7) if len(set(raw[i : i + 8])) > 5}
-    for attempt in range(12):
+    for attempt in range(24):
         play = Play(b, 4, context=b"run/train/0.%d" % attempt)
         play.run()
         for messages in play.sent.values():
             for message in messages:
                 captured += b"".join(np.asarray(array).tobytes() for array in message.values())
-            vector = np.asarray(messages[2]["masked/vector"])
-            counts += np.bincount(vector, minlength=256)
+            for run, bits in zip(fields.unpack(np.asarray(messages[2]["masked/vector"])), fields.bits, strict=True):
+                for shift in (0, bits - 8):  # the lowest and the highest eight bits of every residue
+                    counts += np.bincount((run >> shift).astype(np.int64) & 255, minlength=256)
     assert windows and not any(window in captured for window in windows)
     expected = counts.sum() / 256
     assert expected > 20

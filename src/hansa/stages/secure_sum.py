@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hansa.core.errors import ConfigError, HansaError, ProtocolError
+from hansa.core.errors import ConfigError, HansaError, MissingExtra, ProtocolError
 from hansa.core.pipeline import (
     Arrived,
     Closed,
@@ -31,7 +31,12 @@ from hansa.core.pipeline import (
 )
 from hansa.core.sampling import Stream
 from hansa.core.tensors import Array, Tensors
-from hansa.crypto import secagg
+
+try:
+    from hansa.crypto import secagg
+except ModuleNotFoundError as error:
+    raise MissingExtra("SecureSum", "cryptography", "cryptography") from error
+
 from hansa.crypto.secagg.graph import Graph, choose_graph
 from hansa.crypto.secagg.terms import SEALED_BYTES, void
 
