@@ -86,6 +86,7 @@ WRONG: list[tuple[list[Stage], Reducer, str]] = [
     ([AdaptiveClip(1.0), UniformMean(), Gaussian(1.0, count_noise=0.1)], Sum(), "raise it above"),
     ([Clip(1.0), UniformMean(), Quantise(8), Rotate()], Sum(), "put Rotate before what rounds"),
     ([Clip(1.0), UniformMean(), Quantise(8), RandomMask(0.5)], Sum(), "put RandomMask before what rounds"),
+    ([UniformMean(), RandomMask(0.5, shared=False), RandomMask(0.5)], Sum(), "keep one RandomMask"),
     ([UniformMean(), Eden(2), Dither(2)], Sum(), "put Dither before what rounds"),
     ([UniformMean(), Eden(2), Quantise(8)], Sum(), "keep one Quantise"),
     ([UniformMean(), Rotate(clip=3.0)], Sum(), "put Clip before it, or leave clip out"),

@@ -62,7 +62,10 @@ class RandomMask(Stage):
                 "RandomMask(shared=True) has a mask for each round, which stale updates do not know: set "
                 "max_staleness=0, or shared=False."
             )
-        return _Masked(self, signal, setting, flats(signal, "RandomMask"))
+        found = flats(signal, "RandomMask")
+        if any({_KEPT, _SEED} & signal.parts[flat.name].shapes.keys() for flat in found):
+            raise fault("RandomMask finds a mask already: keep one RandomMask in the pipeline.")
+        return _Masked(self, signal, setting, found)
 
 
 class _Masked(Step):
