@@ -90,6 +90,13 @@ job = hansa.Job(
     down=hansa.Pipeline([hansa.Eden(8)]),
 )
 """,
+    "secure": """
+job = hansa.Job(
+    model=MODEL, algorithm=hansa.FedAvg(WORK), cohort=3, rounds=3, seed=10,
+    pipeline=hansa.Pipeline([hansa.Clip(1.0), hansa.UniformMean(), hansa.Quantise(bits=16)], hansa.SecureSum()),
+    evaluation=hansa.Evaluation(workers=3, every=2),
+)
+""",
     "median": """
 job = hansa.Job(
     model=MODEL, algorithm=hansa.FedAvg(WORK), cohort=3, rounds=3, seed=9,
@@ -142,7 +149,18 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yield run
 
 
-RUNTIMES = ["processes", "virtual", "grpc"]
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[Run]:
+    """Two workers of a private Ray, which serves one job after another."""
+    pytest.importorskip("ray")
+    from hansa.runtimes.ray import Ray
+    from hansa.runtimes.ray_cluster import connected
+
+    with connected(None, processors=2, store_bytes=100 << 20):
+        yield simulated(Ray())
+
+
+RUNTIMES = ["processes", "virtual", "grpc", pytest.param("ray", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -158,6 +176,7 @@ def test_every_runtime_gives_the_bits_of_the_local_one(
         "processes": lambda: simulated(Processes(2)),
         "virtual": lambda: simulated(Virtual(Fleet.homogeneous(3))),
         "grpc": lambda: request.getfixturevalue("deployed"),
+        "ray": lambda: request.getfixturevalue("on_ray"),
     }
     reference, other = simulated(Local())(job), runs[runtime]()(job)
     assert other.state == reference.state

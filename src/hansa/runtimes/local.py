@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hansa.core.data import Clients
-from hansa.core.errors import ConfigError, HansaError
+from hansa.core.errors import ConfigError, HansaError, SecretRoundVoid
 from hansa.core.job import Job
 from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Task, Traffic
@@ -111,7 +111,7 @@ class LocalSession(Session):
             self._finish(task, leg)
         except Exception as error:
             reason = str(error) if isinstance(error, HansaError) else f"{type(error).__name__}: {error}"
-            return Failure(task, reason, error=error)
+            return Failure(task, reason, gone=isinstance(error, SecretRoundVoid), error=error)
         seconds = time.perf_counter() - began
         self._compute += seconds
         self._up += message.size_bytes

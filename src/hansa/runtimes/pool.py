@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from hansa.core.data import Clients, Dataset
-from hansa.core.errors import ConfigError, DataError, HansaError
+from hansa.core.errors import ConfigError, DataError, HansaError, SecretRoundVoid
 from hansa.core.job import Job, canonical
 from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Session, Task, Traffic
@@ -56,6 +56,7 @@ class Report:
     seconds: float = 0.0
     error: str = ""
     traceback: str = ""
+    gone: bool = False  # the error is of this attempt alone
 
     @staticmethod
     def of(said: Mapping[str, Any], read: Callable[[Any], Tensors]) -> "Report":
@@ -306,7 +307,7 @@ class PoolSession(Session, Generic[Handle]):
         request, member.request = member.request, None
         assert request is not None
         if heard.error:
-            return Failure(request.task, heard.error, error=WorkerError(heard.traceback))
+            return Failure(request.task, heard.error, heard.gone, WorkerError(heard.traceback))
         if len(heard.memory):
             self._memories.save(request.task.client, request.task.memory, heard.memory)
         self._up += heard.message.size_bytes
@@ -375,7 +376,8 @@ class Performer:
             return self._step(asked, read, write)
         except Exception as error:
             text = str(error) if isinstance(error, HansaError) else f"{type(error).__name__}: {error}"
-            return {"error": text, "traceback": traceback.format_exc()}
+            gone = isinstance(error, SecretRoundVoid)
+            return {"error": text, "traceback": traceback.format_exc(), "gone": gone}
 
     def _step(
         self, asked: Mapping[str, Any], read: Callable[[str], Tensors], write: Callable[[Tensors], Any]

@@ -206,7 +206,6 @@ class GrpcSession(Session):
             if isinstance(happening, Reply):
                 self._replies += 1
                 failpoint("first-reply")
-                failpoint(f"reply-{happening.leg}")
                 if self._replies == 2:
                     failpoint("mid-fold")
             return happening
@@ -446,3 +445,4 @@ class GrpcSession(Session):
         one.answered = True
         self._compute += seconds
         self._queue.put(reply)
+        failpoint(f"reply-{one.leg}")
