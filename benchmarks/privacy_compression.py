@@ -4,7 +4,8 @@
 
 Each line is a figure: name, value, unit, and what it is held against.
 
-speed: 2^20 float32, one thread, medians of 21, each beside the plain NumPy butterfly of the same transform.
+speed: 2^20 float32, one thread, medians of 21 of the processor's time (which other processes disturb least), each
+beside the plain NumPy butterfly of the same transform.
 
 loss: NMSE E‖decoded − x‖²/‖x‖² on 2^20 normal numbers at 1, 2 and 4 bits a coordinate that travel. EDEN's and the
 dither's published figures are those of their authors' methods with a single table of probabilities.
@@ -69,13 +70,13 @@ def decoded(b: Bound, sent: Tensors) -> np.ndarray:
 
 
 def medians(runs: dict[str, Callable[[], object]], repeats: int = 21) -> dict[str, float]:
-    """Milliseconds of each, taking turns."""
+    """Milliseconds of processor time of each, taking turns."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
-            taken[name].append((time.perf_counter() - began) * 1e3)
+            taken[name].append((time.process_time() - began) * 1e3)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

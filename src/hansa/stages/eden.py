@@ -112,7 +112,7 @@ def lloyd_max(bits: int) -> tuple[np.ndarray, float]:
     """
     normal, count = NormalDist(), 1 << bits
     levels = np.array([math.sqrt(3) * normal.inv_cdf((i + 0.5) / count) for i in range(count)])
-    for _ in range(3000):
+    for _ in range(300):
         edges = [-math.inf, *((levels[1:] + levels[:-1]) / 2), math.inf]
         below = np.array([normal.cdf(edge) for edge in edges])
         density = np.array([normal.pdf(edge) for edge in edges])
