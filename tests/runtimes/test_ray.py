@@ -177,7 +177,9 @@ def killer(flag: Path, kill: Callable[[int, str], None]) -> Iterator[None]:
     assert flag.exists()
 
 
-@pytest.mark.parametrize("make", [plain, lambda: talk(6)], ids=["one leg", "two legs"])
+@pytest.mark.parametrize(
+    "make", [plain, pytest.param(lambda: talk(6), marks=pytest.mark.slow)], ids=["one leg", "two legs"]
+)
 def test_a_worker_killed_mid_round_is_replaced_and_its_task_done_again(
     make: Callable[[], Job], on_ray: Callable[..., History], tmp_path: Path
 ) -> None:
@@ -210,6 +212,7 @@ class Dies(Regression):
         return super().fit(params, data, work, rng) if len(data) != 18 else os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_every_worker_ends_the_run_with_the_name_of_its_client(
     on_ray: Callable[..., History],
 ) -> None:
