@@ -27,6 +27,7 @@ NEEDS = {
     "JaxModel": "jax",
     "KerasModel": "keras",
     "SklearnModel": "sklearn",
+    "Ray": "ray",
     "SecureSum": "cryptography",
 }
 NUMPY_ALONE = [
