@@ -28,7 +28,7 @@ NEEDS = {
     "KerasModel": "keras",
     "SklearnModel": "sklearn",
     "Ray": "ray",
-    "SecureSum": "cryptography",
+    **{"SecureSum": "cryptography", "MpcSum": "cryptography", "HeSum": "tenseal"},
 }
 NUMPY_ALONE = [
     name

@@ -47,6 +47,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "stages.correlated_noise": ("MatrixNoise", "TreeNoise"),
     "stages.sum": ("Sum",),
     "stages.secure_sum": ("SecureSum",),
+    "stages.mpc_sum": ("MpcSum",),
+    "stages.he_sum": ("HeSum",),
     "stages.median": ("Median",),
     "stages.trimmed_mean": ("TrimmedMean",),
     "stages.krum": ("Krum", "MultiKrum"),
@@ -174,7 +176,9 @@ if TYPE_CHECKING:
     from hansa.stages.lowrank import LowRank as LowRank
     from hansa.stages.mask import RandomMask as RandomMask
     from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean
+    from hansa.stages.he_sum import HeSum as HeSum
     from hansa.stages.median import Median as Median
+    from hansa.stages.mpc_sum import MpcSum as MpcSum
     from hansa.stages.noise import Gaussian as Gaussian
     from hansa.stages.norm_bound import NormBound as NormBound
     from hansa.stages.pack import Pack as Pack
