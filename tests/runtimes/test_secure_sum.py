@@ -1,0 +1,169 @@
+"""Secure sums in a federation of real processes: what leaves a worker, what a server has on disk, what faults do."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hansa.core.data import Clients
+from hansa.core.tensors import Tensors
+from hansa.data.files import load
+from hansa.runtimes.grpc.wire import parse_one, pb
+from hansa.runtimes.jobfile import load_job
+from hansa.runtimes.local import train
+from hansa.stages import secure_sum
+from tests.runtimes.federation import Federation, data_of, write_job
+from tests.runtimes.relay import Relay
+from tests.runtimes.test_deploy import local_state, same_bits
+
+MORE = """
+from hansa.algorithms.fedavg import FedAvg
+from hansa.core.sampling import Fixed
+from hansa.stages.clip import Clip
+from hansa.stages.quantise import Quantise
+from hansa.stages.secure_sum import SecureSum
+"""
+STAGES = "[Clip(1.0), UniformMean(), Quantise(bits=16)]"
+
+
+def write_secure(folder: Path, cohort: str = "cohort=3", **options: Any) -> Path:
+    """The suite's job file with a secure sum."""
+    job = write_job(folder, more=MORE, **options)
+    text = job.read_text().replace("[UniformMean()], Sum()", f"{STAGES}, SecureSum()").replace("cohort=2", cohort)
+    job.write_text(text)
+    return job
+
+
+def contributions(job: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[bytes]]]:
+    """For each client and round, what its update is before it is masked, in every form that it takes."""
+    seen: dict[str, list[list[bytes]]] = {name: [] for name in names}
+    whole = secure_sum._Bound.worker
+
+    def watched(self: Any, message: Tensors, seat: Any) -> Any:
+        runs = self.layout.encode(message)
+        forms = [np.ascontiguousarray(array).tobytes() for array in message.values()]
+        forms += [run.tobytes() for run in runs] + [self.layout.fields.pack(runs).tobytes()]
+        seen[seat.name].append(forms)
+        return whole(self, message, seat)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(secure_sum._Bound, "worker", watched)
+        train(load_job(job), Clients.of({name: load(data_of(job).format(name=name)) for name in names}))
+    return seen
+
+
+def windows(content: bytes) -> np.ndarray:
+    """Every run of eight bytes as a number, but for those that could be anybody's: mostly 0 or 255, as padding is."""
+    raw = np.frombuffer(content, np.uint8)
+    telling = np.cumsum(np.concatenate([[0], (raw != 0) & (raw != 255)]))
+    whole = np.flatnonzero(telling[8:] - telling[:-8] >= 5)
+    return np.lib.stride_tricks.sliding_window_view(raw, 8)[whole].view("<u8").reshape(-1)
+
+
+def found(secret: list[bytes], public: np.ndarray) -> int:
+    """How many windows of the secrets are among public ones, which are sorted."""
+    sought = np.concatenate([windows(form) for form in secret])
+    places = np.searchsorted(public, sought).clip(max=len(public) - 1)
+    return int((public[places] == sought).sum())
+
+
+def test_no_window_of_an_update_leaves_its_worker_or_lies_on_the_servers_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vector is larger than a message, so that it goes through Push and the spool; the server is killed once."""
+    job = write_secure(tmp_path / "job", rounds=2, size=120_000)
+    job.write_text(job.read_text().replace("return Fit(", NOISE + "return Fit("))
+    with Federation(tmp_path, workers=3) as federation:
+        members = tmp_path / "authority" / "members"
+        federation.start_server(failpoint="before-charge")
+        for name in ("w1", "w2"):
+            federation.start_worker(name, data_of(job).format(name=name))
+        with Relay(federation.address, members / "server.pem", members / "w0.pem") as relay:
+            federation.start_worker("w0", data_of(job).format(name="w0"), server=relay.address)
+            run = federation.submit(job)
+            assert federation.server is not None
+            assert federation.server.popen.wait(120) == -9, federation.output
+            spooled = [path.read_bytes() for path in (tmp_path / "state" / "spool").iterdir()]
+            federation.server.end()
+            federation.start_server()
+            status = federation.wait(run, 120)
+            assert status["state"] == "done", f"{status}\n{federation.output}"
+            captured = b"|".join(relay.up)
+        with federation.client() as client:
+            model = client.model(run)
+    reference = local_state(job, federation.names)
+    assert model.state == reference.state, "the sum is exact"
+    assert [(entry.round, entry.attempt) for entry in model.ledger] == [(0, 0), (0, 1), (1, 0)], "void, and charged"
+
+    updates = contributions(job, federation.names, monkeypatch)
+    assert [len(rounds) for rounds in updates.values()] == [2, 2, 2]
+    packed = updates["w0"][0][-1]
+    left, kept = np.sort(windows(captured)), np.sort(windows(b"|".join(spooled + files(tmp_path / "state"))))
+    assert len(spooled) >= 2 and min(map(len, spooled)) >= len(packed) and len(captured) > 3 * len(packed)
+    assert found([packed], np.sort(windows(b"x" + packed))) > 100_000, "the search finds what is there"
+    for name, rounds in updates.items():
+        for forms in rounds:
+            assert found(forms, kept) == 0
+            assert name != "w0" or found(forms, left) == 0
+
+
+def files(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+
+
+# Training that moves every coordinate, so that an update is no run of zeros.
+NOISE = """w += np.float32(0.001) * rng.standard_normal(len(w)).astype("float32")
+        """
+
+
+def test_doubled_late_and_replayed_legs_change_nothing(tmp_path: Path) -> None:
+    job = write_secure(tmp_path / "job", rounds=3)
+    earlier: list[bytes] = []
+
+    def mangle(data: bytes) -> list[bytes]:
+        """Each answer twice, and before it one of an earlier leg, round or attempt."""
+        if parse_one(pb.FromWorker, data)[0] != "answer":
+            return [data]
+        old = earlier[len(earlier) // 2 :][:1]
+        earlier.append(data)
+        return [*old, data, data]
+
+    with Federation(tmp_path, workers=3) as federation:
+        members = tmp_path / "authority" / "members"
+        federation.start_server()
+        for name in ("w1", "w2"):
+            federation.start_worker(name, data_of(job).format(name=name))
+        with Relay(federation.address, members / "server.pem", members / "w0.pem", mangle) as relay:
+            federation.start_worker("w0", data_of(job).format(name="w0"), server=relay.address)
+            run = federation.submit(job)
+            assert federation.wait(run)["state"] == "done", federation.output
+        with federation.client() as client:
+            assert same_bits(client.model(run), local_state(job, federation.names))
+            late = sum(event["record"]["late"] for event in client.watch(run) if "record" in event)
+    assert late >= 2 * 5 * 2, "they were counted as such"
+
+
+def test_below_its_threshold_a_secure_round_is_void_and_says_that_nothing_was_revealed(tmp_path: Path) -> None:
+    """Two of four are killed after they masked; with a quorum of two the round loop would go on, the secret may not."""
+    job = write_secure(tmp_path / "job", "sampling=Fixed(4, quorum=2, deadline_s=8), attempts=1", rounds=1)
+    with Federation(tmp_path, workers=4) as federation:
+        federation.start_server()
+        for name in federation.names:
+            failpoint = "leg-3" if name in ("w0", "w1") else ""
+            federation.start_worker(name, data_of(job).format(name=name), failpoint=failpoint)
+        status = federation.wait(federation.submit(job), 120)
+        assert status["state"] == "failed", federation.output
+        assert "nothing of this round was revealed" in status["reason"], status
+        with sqlite3.connect(tmp_path / "state" / "hansa.db") as database:
+            assert database.execute("select count(*) from checkpoints").fetchone() == (0,)
+
+
+def test_a_federation_without_identities_refuses_a_secure_sum(tmp_path: Path) -> None:
+    job = write_secure(tmp_path / "job", rounds=1)
+    with Federation(tmp_path, workers=3, secure=False) as federation:
+        federation.start_server()
+        federation.start_workers(data_of(job))
+        status = federation.wait(federation.submit(job))
+        assert status["state"] == "failed" and "knows no identities" in status["reason"], status
