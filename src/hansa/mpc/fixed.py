@@ -207,7 +207,10 @@ class Fixed:
             # A factor of 2^−k is a longer fraction, and no message.
             ones = torch.full_like(factor, 1 if float(factor.flatten()[0]) > 0 else -1, dtype=torch.int64)
             return self._with(self._share.map(lambda part: op(part, ones)), bits=self.bits + power, home=home)
-        extra = 0 if integers else self.engine.bits
+        extra = 0
+        if not integers:  # a small factor gets a longer fraction, so that a mean over many is as exact as a sum
+            below_one = max(0, -math.frexp(float(factor.abs().max()))[1])
+            extra = min(self.engine.bits + below_one, _MOST_BITS - self.bits)
         code = factor.to(torch.int64) if integers else encode(factor, extra, "a factor")
         return self._with(self._share.map(lambda part: op(part, code)), bits=self.bits + extra, home=home)
 
