@@ -1,6 +1,7 @@
 """A differentially private job, from its description to its ledger."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,12 +13,18 @@ from hansa.core.errors import BudgetExceeded, ConfigError, JobError
 from hansa.core.job import Evaluation, Job
 from hansa.core.ledger import Ledger
 from hansa.core.model import LocalWork
-from hansa.core.pipeline import Pipeline, Stage
-from hansa.core.sampling import Fixed, Poisson, Sampling
-from hansa.privacy import check_budget, epsilon, epsilon_of
+from hansa.core.pipeline import Decoding, Pipeline, Stage
+from hansa.core.sampling import Fixed, Poisson, Sampling, Stream
+from hansa.core.tensors import Tensors
+from hansa.privacy import ALONE, SERVER, calibrated, check_budget, epsilon, epsilon_of
+from hansa.privacy.sampling import Turns
 from hansa.runtimes.local import train
 from hansa.stages.adaptive_clip import AdaptiveClip
 from hansa.stages.clip import Clip
+from hansa.stages.correlated_noise import MatrixNoise
+from hansa.stages.distributed_noise import DistributedGaussian
+from hansa.stages.laplace import Laplace
+from hansa.stages.local_noise import LocalGaussian
 from hansa.stages.mean import UniformMean
 from hansa.stages.noise import Gaussian
 from hansa.stages.quantise import Quantise
@@ -103,3 +110,42 @@ def test_job_without_noise_has_no_epsilon() -> None:
 def test_metrics_of_workers_are_refused_under_noise() -> None:
     with pytest.raises(JobError, match="set workers=0"):
         job(evaluation=Evaluation(workers=3)).check(30)
+
+
+@pytest.mark.parametrize(
+    ("noise", "sampling"),
+    [
+        (Gaussian, Poisson(0.5)),
+        (LocalGaussian, Fixed(10)),
+        (lambda z: DistributedGaussian(z, bits=24), Fixed(10)),
+        (lambda z: MatrixNoise(z, rounds=4), Turns(5, groups=3)),
+        (Laplace, Fixed(30)),
+    ],
+)
+def test_noise_of_any_mechanism_is_calibrated_to_a_target(noise: Callable[[float], Stage], sampling: Sampling) -> None:
+    def make(z: float) -> Job:
+        return job(Clip(1.0), UniformMean(), noise(z), sampling=sampling, rounds=4)
+
+    found = calibrated(make, epsilon=3.0, population=30, delta=1e-3)
+    assert epsilon(found, population=30, delta=1e-3).epsilon == pytest.approx(3.0, rel=5e-3)
+    assert epsilon(found, population=30, delta=1e-3).epsilon <= 3.0
+    history = train(found, clients())
+    assert epsilon_of(history.checkpoint.ledger, 1e-3).epsilon <= 3.0
+
+
+def test_sums_are_divided_by_the_expected_cohort_under_poisson_sampling_alone() -> None:
+    for sampling, divisor in ((Poisson(0.5), 15), (Fixed(10), 7)):
+        bound = job(Clip(1.0), UniformMean(), sampling=sampling).bind(30)
+        total = Tensors({name: np.ones(*shape) for name, shape in bound.summed.items()})
+        decoding = Decoding(7, sampling.expected(30), lambda label: Stream(b"s", label))
+        mean = bound.decode_total(total, bound.start(), decoding)[0]
+        assert all(np.allclose(np.asarray(mean[name]), 1 / divisor) for name in mean if name.startswith("value/"))
+
+
+def test_against_the_server_a_plain_sum_leaves_one_share_of_distributed_noise() -> None:
+    shared = job(Clip(1.0), UniformMean(), DistributedGaussian(3.0, bits=20), sampling=Fixed(10), rounds=1)
+    outside = epsilon(shared, population=30, delta=1e-3)
+    server = epsilon(shared, population=30, delta=1e-3, against=SERVER)
+    assert server.relation == ALONE and server.epsilon > 3 * outside.epsilon
+    assert any("only a client's own share" in note for note in outside.notes)
+    assert epsilon(job(rounds=1), population=30, delta=1e-3, against=SERVER).epsilon == float("inf")

@@ -3,6 +3,7 @@
 epsilon(job, population=..., delta=...)   what a job will cost, against who sees its models, or against the server
 epsilon_of(ledger, delta)                 what has been spent
 multiplier(epsilon, delta, rate, rounds)  the noise that a target takes
+calibrated(make, epsilon=..., ...)        the job with that noise, whatever its mechanism
 plan(Target(...), noise=...)              the cohort that a target takes; plot_noise draws it
 check_budget(job, population, ledger)     refuses a job that would exceed a budget
 """
@@ -18,7 +19,7 @@ from hansa.privacy.accountant import (
     epsilon,
     epsilon_of,
 )
-from hansa.privacy.calibrate import analytic_gaussian, classic_gaussian, multiplier
+from hansa.privacy.calibrate import analytic_gaussian, calibrated, classic_gaussian, multiplier
 from hansa.privacy.plan import Plan, Target, plan, plot_noise
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "Target",
     "analytic_gaussian",
+    "calibrated",
     "check_budget",
     "classic_gaussian",
     "epsilon",

@@ -111,12 +111,15 @@ def epsilon(
       ConfigError: δ is missing or out of range, nothing is noised, or a mechanism is not known here.
       MissingExtra: dp-accounting is not installed.
     """
-    chosen = _delta(job, delta)
+    return cost(releases(job, population, rounds), delta_of(job, delta), population, against=against)
+
+
+def releases(job: Job, population: int, rounds: int | None = None) -> Counter[Event]:
+    """What so many rounds of a job will release; all if None. Raises as `epsilon`."""
     events = job.bind(population).events()
     if not events:
         raise ConfigError("no stage of this job adds noise, so it has no ε: add one, as in Gaussian(1.0).")
-    counts = _counts(_planned(events, range(job.rounds if rounds is None else rounds)))
-    return cost(counts, chosen, population, against=against)
+    return _counts(_planned(events, range(job.rounds if rounds is None else rounds)))
 
 
 def epsilon_of(
@@ -167,7 +170,7 @@ def check_budget(
     most, whose = (job.epsilon, "epsilon") if epsilon is None else (epsilon, "the population's budget")
     if most is None:
         return None
-    chosen, planned = _delta(job, delta), job.bind(population).events()
+    chosen, planned = delta_of(job, delta), job.bind(population).events()
     if not planned:
         raise ConfigError(f"{whose}={most:g} but no stage adds noise: add one, as in Gaussian(1.0).")
     spent, own = sum(map(_counts, others), Counter[Event]()), tuple(ledger or ())
@@ -190,8 +193,15 @@ def check_budget(
     )
 
 
-def cost(counts: Counter[Event], delta: float, population: int | None = None, *, against: str = MODELS) -> Cost:
-    """What these events, each so many times, cost together. See `epsilon_of` for the rest."""
+def cost(
+    counts: Counter[Event],
+    delta: float,
+    population: int | None = None,
+    *,
+    against: str = MODELS,
+    interval: float = 1e-4,
+) -> Cost:
+    """What these events, each so many times, cost together. See `epsilon_of` and `pld_epsilon` for the rest."""
     if not 0 < delta < 1:
         raise ConfigError(f"delta={delta}: it lies in (0, 1), well below 1 / population.")
     if against not in (MODELS, SERVER):
@@ -207,7 +217,8 @@ def cost(counts: Counter[Event], delta: float, population: int | None = None, *,
     if not sum(counts.values()):
         return Cost(delta=delta, rdp=0.0, pld=0.0, relation=relation, notes=notes)
     rdp = rdp_epsilon(counts, replaced, delta)
-    return Cost(delta=delta, rdp=rdp, pld=pld_epsilon(counts, replaced, delta, rdp), relation=relation, notes=notes)
+    pld = pld_epsilon(counts, replaced, delta, rdp, interval)
+    return Cost(delta=delta, rdp=rdp, pld=pld, relation=relation, notes=notes)
 
 
 def _within(counts: Counter[Event], delta: float, most: float) -> bool:
@@ -425,7 +436,8 @@ def _notes(counts: Iterable[Event], delta: float, population: int | None, agains
         yield "no amplification where everyone is asked, or a deadline, over-selection or staleness decides who is in."
 
 
-def _delta(job: Job, delta: float | None) -> float:
+def delta_of(job: Job, delta: float | None) -> float:
+    """δ as it was given, or the job's own; ConfigError if there is neither."""
     chosen = delta if delta is not None else job.delta
     if chosen is None:
         raise ConfigError("ε has no meaning without δ: give delta=..., well below 1 / population, as in 1e-5.")

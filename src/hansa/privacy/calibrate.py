@@ -12,9 +12,10 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from hansa.core.errors import ConfigError
+from hansa.core.errors import ConfigError, require
+from hansa.core.job import Job
 from hansa.core.ledger import Event
-from hansa.privacy.accountant import WHOLE_ORDERS, pld_epsilon, rdp_epsilon
+from hansa.privacy.accountant import MODELS, WHOLE_ORDERS, cost, delta_of, pld_epsilon, rdp_epsilon, releases
 
 _INTERVAL = 1e-3  # of losses while searching: ten times as coarse as a final ε's, and a bound too
 
@@ -79,6 +80,35 @@ def multiplier(
     if not (0 < rate <= 1 and rounds >= 1):
         raise ConfigError(f"rate={rate}, rounds={rounds}: a rate lies in (0, 1], and there is at least one round.")
     return searched(epsilon, delta, rate, rounds, sampling or ("poisson" if rate < 1 else "none"), by)
+
+
+def calibrated(
+    make: Callable[[float], Job], *, epsilon: float, population: int, delta: float | None = None, against: str = MODELS
+) -> Job:
+    """The job with the least noise, of whatever mechanism, whose rounds cost at most ε together.
+
+    Args:
+      make: the job at a given noise multiplier, as `lambda z: dataclasses.replace(job, pipeline=...)`.
+      epsilon, delta: of all rounds; δ is the job's own if None.
+      population: clients that could be asked.
+      against: `models`, those who see the models of all rounds, or `server`.
+
+    Returns:
+      The job at a multiplier that is at most a thousandth larger than it need be.
+
+    Raises:
+      JobError: the job cannot be bound.
+      ConfigError: no noise is enough.
+      MissingExtra: dp-accounting is not installed.
+    """
+    require(epsilon > 0 and math.isfinite(epsilon), f"epsilon={epsilon}: it is above 0.")
+
+    def spent(z: float) -> float:
+        job = make(z)
+        counts = releases(job, population)
+        return cost(counts, delta_of(job, delta), population, against=against, interval=_INTERVAL).epsilon
+
+    return make(least(spent, epsilon, 1e-3))
 
 
 def searched(

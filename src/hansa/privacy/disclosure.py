@@ -1,0 +1,58 @@
+"""Who sees what of a job, in words, read off what its stages and its reducer declare."""
+
+from collections.abc import Collection
+
+from hansa.core.job import Job
+from hansa.core.model import Role
+from hansa.core.pipeline import Bound
+
+
+def who_sees_what(job: Job, population: int) -> dict[str, str]:
+    """What the server, a worker, whoever fetches the model, and nobody but the worker, see.
+
+    Args:
+      job: without faults.
+      population: clients that could be asked; only what stages bind to depends on it.
+    """
+    private = [name for name in job.model.shapes() if job.model.role(name) == Role.PRIVATE]
+    return {
+        "the server": _server(job, job.bind(population)),
+        "a worker": "the model of each round" + (", after the stages downwards" if job.down.stages else ""),
+        "whoever fetches the model": "the aggregated model",
+        "nobody but the worker": "its data, its memory" + (f", its private tensors {private}" if private else ""),
+    }
+
+
+def _server(job: Job, bound: Bound) -> str:
+    reducer = bound.reducer
+    alone = reducer is None or reducer.sees == "each"
+    summed = {name.split("/", 1)[0] for name in bound.summed}
+    if alone:
+        server = f"of each worker: {_words(job, bound.signal.parts)}"
+    else:
+        server = f"sums over the round's workers, and no single one, of: {_words(job, summed)}"
+        # What a message has under its own name is not hidden, though it is summed like the rest.
+        if clear := sorted(set(bound.summed) & set(bound.signal.shapes)):
+            server += f"; but of each worker, in the clear: {', '.join(clear)}"
+        if reducer is not None and reducer.helpers:
+            server += f"; unless all of its helpers work with it: {', '.join(reducer.helpers)}"
+    noises = {event.mechanism for event in bound.events()}
+    if any(noise.startswith("local ") for noise in noises):
+        server += "; each with noise that its worker added"
+    elif any(noise.endswith(" sum") for noise in noises):
+        share = "with a share of the noise, too small to protect it" if alone else "with the workers' noise"
+        server += f"; {share}"
+    elif noises:
+        server += "; it adds the noise itself before anything is published"
+    if job.evaluation.workers != 0:
+        server += "; in rounds of evaluation, the metrics on workers' data in the same way"
+    if job.query is not None:
+        server += f"; answers to the query ({', '.join(job.answers)})"
+    return server
+
+
+def _words(job: Job, parts: Collection[str]) -> str:
+    """Parts of a message as people call them, the update first."""
+    metrics = f"metrics of local training ({', '.join(job.model.metrics)})"
+    words = {"value": "the update", "buffers": "buffers", "weight": "the weight", "metric": metrics}
+    return ", ".join(words.get(part, part) for part in sorted(parts, key=lambda part: (part != "value", part)))
