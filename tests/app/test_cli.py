@@ -586,6 +586,8 @@ def test_the_authority_s_passphrase_comes_from_the_environment_or_a_person(monke
         (["worker", "--data", "job.py:test", "--name", "a", "--identity", "x"], 11, "--name is for --insecure"),
         (["worker", "--data", "job.py:test", "--allow", "all"], 11, "--allow all is no rule"),
         (["worker", "--data", "job.py:test", "--insecure", "--name", "a", "--device", "tpu"], 11, "--device tpu"),
+        (["worker", "--insecure", "--name", "a"], 11, "no --data: say where your data is"),
+        (["worker", "--helper", "--data", "job.py:test", "--insecure", "--name", "a"], 11, "leave --data out"),
         (["server", "--state", "no/s", "--insecure"], 11, "there is no folder no"),
         (["server", "--state", "s", "--bind", "8443", "--insecure"], 11, "--bind 8443: write HOST:PORT"),
         (["server", "--state", "s", "--insecure", "--bind", "0.0.0.0:0"], 11, "insecure"),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hansa.app.address import is_loopback, split
-from hansa.app.jobs import contents, packed, portable, read_settings
+from hansa.app.jobs import contents, hidden, packed, portable, read_settings
 from hansa.app.show import Rounds, metrics_of, summary
 from hansa.app.terminal import emit, hint, is_live, moment, say, settings, size, table
 from hansa.core import errors
@@ -196,9 +196,12 @@ def submit(
         raise ConfigError(f"--workers {workers}: it may not be negative.")
     where, file = _where(address, identity, insecure)
     member = _identity(file, insecure, "submitter")
+    sees = ""
     if job.suffix == ".py":
         if checked:
-            portable(load_job(job, given))
+            loaded = load_job(job, given)
+            portable(loaded)
+            sees = hidden(loaded)
         bundle = packed(job, given, member, include)
     elif given or include:
         raise ConfigError(
@@ -207,6 +210,8 @@ def submit(
     else:
         bundle = Bundle.open(job)
     contents(bundle)
+    if sees:
+        say(f"sees    the server: {sees}")
     with _client(where, member, insecure) as client:
         run = client.submit(bundle, workers=workers)
         emit("submitted", run=run, hash=bundle.hash, server=where)
@@ -387,7 +392,8 @@ def _show_status(facts: Mapping[str, Any]) -> None:
         "run": facts["run"], "job": facts.get("name"), "state": facts["state"], "reason": facts.get("reason"),
         "waiting": facts.get("waiting"), "rounds": f"{facts.get('round', 0)} of {facts.get('rounds') or '?'}",
         "submitter": facts.get("submitter"), "created": moment(facts.get("created")), "job's hash": facts.get("bundle"),
-        "fingerprint": facts.get("fingerprint"), "last round": summary(last) if metrics_of(last) else None,
+        "fingerprint": facts.get("fingerprint"), "server sees": facts.get("sees"),
+        "last round": summary(last) if metrics_of(last) else None,
     }  # fmt: skip
     for name, value in lines.items():
         if value not in (None, ""):

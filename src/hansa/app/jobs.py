@@ -1,16 +1,17 @@
 """A job before it runs: its settings from the command line, its check, its readable dump, and its archive."""
 
 import json
+import math
 import tempfile
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hansa.app.terminal import emit, hint, say, settings as terminal_settings, size
 from hansa.core.errors import BundleError, ConfigError
 from hansa.core.job import Job, canonical
-from hansa.core.model import Role
+from hansa.privacy.disclosure import who_sees_what
 from hansa.runtimes.bundle import Bundle, pack
 from hansa.runtimes.forms import worker_form
 from hansa.runtimes.jobfile import load_job, settings_file
@@ -101,6 +102,13 @@ def portable(job: Job) -> None:
     worker_form(job)
 
 
+def hidden(job: Job, population: int | None = None) -> str:
+    """What the server sees, where the reducer keeps single contributions from it; else empty."""
+    if job.pipeline.reducer is None or job.pipeline.reducer.sees == "each":
+        return ""
+    return who_sees_what(job, population or max(1, math.ceil(job.who.expected(1 << 20))))["the server"]
+
+
 def _identity(path: Path | None) -> Any:
     from hansa.crypto.identity import Identity
 
@@ -189,38 +197,8 @@ def _facts(job: Job, population: int) -> dict[str, Any]:
         "name": job.name, "fingerprint": job.fingerprint(), "canonical": canonical(job), "rounds": job.rounds,
         "population": population, "expected": job.who.expected(population), "stages": stages,
         "reducer": repr(job.pipeline.reducer), "message_bits": bound.bits(), "roles": roles,
-        "sees": _sees(job, bound.signal.parts, {event.mechanism for event in bound.events()}),
+        "sees": who_sees_what(job, population),
     }  # fmt: skip
-
-
-def _sees(job: Job, parts: Collection[str], noises: Collection[str]) -> dict[str, str]:
-    """Who sees what, in words: from the parts that a message has once bound, the reducer's own word, and the roles."""
-    reducer = job.pipeline.reducer
-    metrics = f"metrics of local training ({', '.join(job.model.metrics)})"
-    words = {"value": "the update", "buffers": "buffers", "weight": "the weight", "metric": metrics}
-    sent = ", ".join(words.get(part, part) for part in sorted(parts, key=lambda part: (part != "value", part)))
-    one_by_one = reducer is None or reducer.sees == "each"
-    server = (
-        f"of each worker: {sent}" if one_by_one else f"sums over the round's workers, and no single one, of: {sent}"
-    )
-    if any(noise.startswith("local ") for noise in noises):
-        server += "; each with noise that its worker added"
-    elif any(noise.endswith(" sum") for noise in noises):
-        share = "with a share of the noise, too small to protect it" if one_by_one else "with the workers' noise"
-        server += f"; {share}"
-    elif noises:
-        server += "; it adds the noise itself before anything is published"
-    if job.evaluation.workers != 0:
-        server += "; in rounds of evaluation, the metrics on workers' data in the same way"
-    if job.query is not None:
-        server += f"; answers to the query ({', '.join(job.answers)})"
-    private = [name for name in job.model.shapes() if job.model.role(name) == Role.PRIVATE]
-    return {
-        "the server": server,
-        "a worker": "the model of each round" + (", after the stages downwards" if job.down.stages else ""),
-        "whoever fetches the model": "the aggregated model",
-        "nobody but the worker": "its data, its memory" + (f", its private tensors {private}" if private else ""),
-    }
 
 
 def readable(form: Any, depth: int = 0) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from hansa.app.jobs import read_settings
+from hansa.app.jobs import hidden, read_settings
 from hansa.app.show import Rounds, epsilon_of, summary
 from hansa.app.terminal import emit, hint, number, say, span
 from hansa.core.data import Clients
@@ -110,6 +110,8 @@ def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done:
     cost = epsilon_of(job, len(people))
     if cost is not None and cost(1) is None:
         hint("what the rounds cost in privacy is not shown: pip install 'hansa[dp]'")
+    if sees := hidden(job, len(people)):
+        say(f"deployed, the server would see {sees}")
     begun = time.perf_counter()
 
     def show(record: Record) -> None:

@@ -65,7 +65,7 @@ def _key(secret: bytes, name: str) -> "Ed25519PrivateKey":
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
     except ModuleNotFoundError:
-        raise MissingExtra("a sum whose parties sign", "cryptography", "grpc") from None
+        raise MissingExtra("a sum whose parties sign", "cryptography", "cryptography") from None
     seed = HKDF(SHA256(), 32, salt=None, info=b"hansa simulated seat\0" + name.encode()).derive(secret)
     return Ed25519PrivateKey.from_private_bytes(seed)
 

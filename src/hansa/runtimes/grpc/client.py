@@ -100,7 +100,8 @@ class Client:
 
     def status(self, run: str) -> Json:
         """One run: `run`, `name`, `state` (submitted, running, stopped, failed, done), `reason`, `round`, `rounds`,
-        `submitter`, `created`, `bundle`, `fingerprint`, `waiting` (for whom and how long, or empty), `last` (record).
+        `submitter`, `created`, `bundle`, `fingerprint`, `waiting` (for whom and how long, or empty), `sees` (what
+        the server sees, in words, while the run goes on), `last` (record).
         """
         return next(iter(self._ask("status", run)))
 

@@ -99,6 +99,7 @@ class Run:
         self.session: GrpcSession | None = None
         self.thread: threading.Thread | None = None
         self.stopping = ""
+        self.sees = ""  # what the server sees of it, in words, once it is known
 
 
 class Federation:
@@ -293,7 +294,7 @@ class Federation:
             "run": row["id"], "name": row["name"], "state": row["state"], "reason": row["reason"], "round": count,
             "rounds": row["rounds"], "submitter": row["submitter"], "created": row["created"], "bundle": row["bundle"],
             "fingerprint": row["fingerprint"], "waiting": run.session.waiting() if run and run.session else "",
-            "last": last,
+            "sees": run.sees if run else "", "last": last,
         }  # fmt: skip
 
     def stop(self, run: str, reason: str) -> None:

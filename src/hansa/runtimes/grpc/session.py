@@ -32,7 +32,9 @@ from hansa.runtimes.grpc.spool import Spool, Upload
 from hansa.runtimes.grpc.wire import INLINE, Pieces, carried, checked, pb, task_to_wire
 
 _SAY_S = 5.0  # how often to say for whom we wait
-_SHARE = 1 << 10  # bytes, of a message that is no contribution, for each party: keys, signatures, encrypted shares
+_SHARE = (
+    64 << 10
+)  # bytes for each party in what is no contribution: keys, signatures, shares, a homomorphic scheme's key
 _LATE = 1000  # answers to tasks that are over, told to the round loop for its count; a flood of them is not
 
 
@@ -95,7 +97,7 @@ class Due:
 class Flying:
     """A task that was published and not retired.
 
-    `limits` are the bytes of the largest honest messages: of the counted leg, and of the others.
+    `limits` are the bytes of the largest honest messages: a contribution, and what is none.
     """
 
     task: Task
@@ -270,14 +272,12 @@ class GrpcSession(Session):
         return pb.Payload(size=pieces.size, name=name, tag=pieces.tag(name))
 
     def _limit(self, task: Task, parties: int) -> tuple[int, int]:
-        """No honest message is larger: of the leg that counts, and of the others."""
+        """No honest message is larger: a contribution, and what is said in other legs or by helpers."""
         if task.kind not in self._limits:
             shapes = self.job.bind(task.population, task.kind).signal.shapes
             sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
             self._limits[task.kind] = sum(sizes) + 256 * len(shapes) + INLINE
-        counted, other = self._limits[task.kind], INLINE + _SHARE * parties
-        # What a helper sends is made of what the workers sent: no larger than one of theirs, and a word for each.
-        return (counted, other) if task.role == "worker" else (counted + other, counted + other)
+        return self._limits[task.kind], self._limits[task.kind] + _SHARE * parties
 
     # -- the event loop's side
 
@@ -327,7 +327,8 @@ class GrpcSession(Session):
           ProtocolError: it is larger than any message of this kind.
         """
         payload = checked(answer.message, inline=False)
-        limit = one.limits[0 if answer.leg == self._reducer.counted else 1]
+        contributes = answer.leg == self._reducer.counted and one.task.role == "worker"
+        limit = one.limits[0 if contributes else 1]
         if payload.size > limit:
             fault = ProtocolError(
                 f"'{one.task.client}' wants to send {payload.size} bytes, and no such message has more than {limit}."
