@@ -84,6 +84,7 @@ _MODULES: dict[str, str] = {
     "data": "data",
     "privacy": "privacy",
     "observe": "runtimes.observe",
+    "mpc": "mpc",
 }
 _HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -106,7 +107,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from hansa import data as data, privacy as privacy
+    from hansa import data as data, mpc as mpc, privacy as privacy
     from hansa.adapters.jax import JaxModel as JaxModel
     from hansa.adapters.keras import KerasModel as KerasModel
     from hansa.adapters.numpy import LinearModel as LinearModel, LogisticModel as LogisticModel, MLPModel as MLPModel
@@ -170,13 +171,13 @@ if TYPE_CHECKING:
     from hansa.stages.eden import Eden as Eden
     from hansa.stages.fltrust import FLTrust as FLTrust, Rooted as Rooted
     from hansa.stages.geometric_median import GeometricMedian as GeometricMedian
+    from hansa.stages.he_sum import HeSum as HeSum
     from hansa.stages.krum import Krum as Krum, MultiKrum as MultiKrum
     from hansa.stages.laplace import Laplace as Laplace
     from hansa.stages.local_noise import LocalGaussian as LocalGaussian, LocalLaplace as LocalLaplace
     from hansa.stages.lowrank import LowRank as LowRank
     from hansa.stages.mask import RandomMask as RandomMask
     from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean
-    from hansa.stages.he_sum import HeSum as HeSum
     from hansa.stages.median import Median as Median
     from hansa.stages.mpc_sum import MpcSum as MpcSum
     from hansa.stages.noise import Gaussian as Gaussian

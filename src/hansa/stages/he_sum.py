@@ -61,9 +61,9 @@ class HeSum(Reducer):
         client in the clear, as with `Sum`.
 
     Guarantees:
-      A server that follows the protocol sees ciphertexts and the total, while no client works with it: a single one that
-      does can open all clients. One that lies can hand a single client's ciphertext to an opener, who cannot tell it
-      from a total. Two clients see the total, too. Metrics and weights are encrypted like the rest.
+      A server that follows the protocol sees ciphertexts and the total, while no client works with it: a single one
+      that does can open all clients. One that lies can hand a single client's ciphertext to an opener, who cannot tell
+      it from a total. Two clients see the total, too. Metrics and weights are encrypted like the rest.
 
     Source: Cheon, Kim, Kim and Song 2017, https://eprint.iacr.org/2016/421, through TenSEAL
     """
