@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hansa.core.errors import ConfigError, DataError
-from hansa.mpc.secret import SecretError, SecretTensor
+from hansa.core.errors import ConfigError, DataError, SecretError
+from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session, local
 
 MIXED = torch.tensor([5, 2, 3, 0, 4, 1])

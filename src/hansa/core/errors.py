@@ -19,7 +19,8 @@
     ├── StorageFull                25   the disk or quota
     ├── ProtocolError              26   a peer's garbage
     ├── BudgetExceeded             27   a privacy budget that is spent
-    └── SecretRoundVoid            28   a secure round that revealed nothing
+    ├── SecretRoundVoid            28   a secure round that revealed nothing
+    └── SecretError                29   a program on shares that would open a secret
 
 Each message names the thing, the value, the expectation and the remedy. No message holds a key, a token or an example.
 """
@@ -160,3 +161,9 @@ class SecretRoundVoid(HansaError):
     """A secure round ended below its threshold; nothing of it was revealed."""
 
     exit_code = 28
+
+
+class SecretError(HansaError):
+    """A program on shares would open a secret, or asks for an operation that has no protocol."""
+
+    exit_code = 29

@@ -54,6 +54,7 @@ def in_context(context: bytes, message: bytes) -> bytes:
 
 
 def said_otherwise() -> SecretRoundVoid:
+    """The refusal of another value under a name that was recorded."""
     return SecretRoundVoid(
         "the server asks for the same attempt at a secret round again, with other parties: nothing more is revealed."
     )

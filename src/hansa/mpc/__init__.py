@@ -4,7 +4,8 @@ connect(parties, identity=...)      a session with the parties of a file, over m
 local(program)                      all parties here, as threads: for tests and for writing programs
 """
 
-from hansa.mpc.secret import SecretError, SecretTensor
+from hansa.core.errors import SecretError
+from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session, connect, local
 
 __all__ = ["SecretError", "SecretTensor", "Session", "connect", "local"]

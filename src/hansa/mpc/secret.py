@@ -19,18 +19,12 @@ from typing import Any, TypeVar
 import torch
 from torch._decomp import core_aten_decompositions
 
-from hansa.core.errors import HansaError
+from hansa.core.errors import SecretError
 from hansa.mpc.fixed import Fixed
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _HANDLERS: dict[Any, Callable[..., Any]] = {}
 _OPENS = ("_local_scalar_dense", "is_nonzero", "item", "equal", "_to_cpu", "nonzero", "unique", "masked_select")
-
-
-class SecretError(HansaError):
-    """A program that would open a secret, or asks for an operation that has no protocol."""
-
-    exit_code = 29
 
 
 def handles(*operations: Any) -> Callable[[_Handler], _Handler]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from hansa.core.errors import SecretError
 from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
 from hansa.mpc.operations.wrap import engine_of, number, secret
 from hansa.mpc.ring import columns, conv2d, fold, matmul
-from hansa.mpc.secret import SecretError, SecretTensor, handles
+from hansa.mpc.secret import SecretTensor, handles
 
 aten = torch.ops.aten
 
