@@ -100,6 +100,5 @@ class _Bounded(NormBound):
 
 def _scaled(array: np.ndarray, factor: float) -> np.ndarray:
     """Integers are cut towards zero, and stay what they are."""
-    if array.dtype.kind == "f":
-        return np.multiply(array, factor, dtype=array.dtype)
-    return np.trunc(np.multiply(array, factor)).astype(array.dtype)
+    scaled: np.ndarray = np.multiply(array, factor)
+    return (scaled if array.dtype.kind == "f" else np.trunc(scaled)).astype(array.dtype, copy=False)
