@@ -32,6 +32,7 @@ COMMANDS = [
         "list",
         "members",
         "status",
+        "audit",
     ),
     *("logs", "stop", "resume", "model", "job show", "job check", "enrol init", "enrol issue", "enrol request"),
     *("privacy plan", "privacy epsilon", "privacy ledger", "privacy budget"),

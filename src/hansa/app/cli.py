@@ -272,6 +272,49 @@ def sweep(
 
 
 @app.command(rich_help_panel="A job")
+def audit(
+    job: JobFile,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report and its pictures go.")] = Path(
+        "audit"
+    ),
+    clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
+    settings: Settings = None,
+    config: Config = None,
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="ID", help="Whose examples are read. Default: the first.")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option("--examples", metavar="N", help="How many examples that client holds; few are read best.")
+    ] = 1,
+    iterations: Annotated[
+        int, typer.Option("--iterations", metavar="N", help="Of gradient matching; more read better.")
+    ] = 1000,
+    shadows: Annotated[
+        int, typer.Option("--shadows", metavar="N", help="Runs of the job for membership; more tell better.")
+    ] = 16,
+    canaries: Annotated[
+        int, typer.Option("--canaries", metavar="N", help="For private jobs; more bound ε better.")
+    ] = 200,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail, with exit code 1, if anything leaks; not only if ε is broken.")
+    ] = False,
+) -> None:
+    """Attack a job as its own server and readers could, and report what they learn.
+
+    Three attacks, each where it applies: a client's example out of its update, who was in the training data, and ε from
+    below. The job is run once for each shadow: lower its rounds by --set for a first look.
+
+    Example:  hansa audit job.py --set rounds=5 --out audit/
+    """
+    from hansa.app.audit import audit as run
+
+    run(
+        job, out=out, clients=clients, settings=settings or [], config=config, client=client, examples=examples,
+        iterations=iterations, shadows=shadows, birds=canaries, strict=strict,
+    )  # fmt: skip
+
+
+@app.command(rich_help_panel="A job")
 def build(
     job: JobFile,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.HANSA", help="The archive to write.")],

@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
 
-import hansa
-from hansa.core.errors import ConfigError
-from hansa.core.pipeline import Reducer, Stage
-from hansa.core.tensors import Tensors
-from hansa.testing.attacks import linear, words
-from hansa.testing.attacks.eavesdrop import of_all, of_one
-from hansa.testing.attacks.labels import labels_of, last_bias
-from hansa.testing.attacks.matching import DLG, InvertingGradients, Matching, Recovered, Seen
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import hansa  # noqa: E402
+from hansa.core.errors import ConfigError  # noqa: E402
+from hansa.core.pipeline import Reducer, Stage  # noqa: E402
+from hansa.core.tensors import Tensors  # noqa: E402
+from hansa.testing.attacks import linear, words  # noqa: E402
+from hansa.testing.attacks.eavesdrop import of_all, of_one  # noqa: E402
+from hansa.testing.attacks.labels import labels_of, last_bias  # noqa: E402
+from hansa.testing.attacks.matching import DLG, InvertingGradients, Matching, Recovered, Seen  # noqa: E402
 
 DIGITS = hansa.data.digits()
 ONE_STEP, THREE_EPOCHS = hansa.LocalWork(lr=0.1, steps=1), hansa.LocalWork(lr=0.1, epochs=3)

@@ -167,13 +167,14 @@ class DLG(Matching):
 
 @dataclass(frozen=True)
 class InvertingGradients(Matching):
-    """Inputs in [0, 1] whose update points where the one seen does; also for networks with ReLU.
+    """Inputs in a box whose update points where the one seen does; also for networks with ReLU.
 
     Args:
       iterations: of Adam; the rate falls tenfold after 3/8, 5/8 and 7/8 of them.
-      lr: of the first ones.
+      lr: of the first ones, as a share of the box.
       tv: α, what roughness costs; images only.
       image: height and width of an example laid flat; None takes its last two axes, or no α if it has one.
+      box: least and largest number of an input.
       seed: of the noise it begins with.
 
     Source: Geiping et al. 2020, Inverting Gradients, https://arxiv.org/abs/2003.14053
@@ -183,6 +184,7 @@ class InvertingGradients(Matching):
     lr: float = field(default=0.05, kw_only=True)
     tv: float = field(default=1e-3, kw_only=True)
     image: tuple[int, int] | None = field(default=None, kw_only=True)
+    box: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
     def recover(self, seen: Seen) -> Recovered:
@@ -190,19 +192,20 @@ class InvertingGradients(Matching):
         update, target, labels = seen.update(), seen.target(), seen.labels()
         y = torch.tensor(labels)
         generator = torch.Generator().manual_seed(self.seed)
-        x = torch.rand((seen.examples, *seen.shape), generator=generator).requires_grad_()
-        optimiser = torch.optim.Adam([x], lr=self.lr)
+        low, width = self.box[0], self.box[1] - self.box[0]
+        x = (low + width * torch.rand((seen.examples, *seen.shape), generator=generator)).requires_grad_()
+        optimiser = torch.optim.Adam([x], lr=self.lr * width)
         falls = [self.iterations * eighths // 8 for eighths in (3, 5, 7)]
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, falls, gamma=0.1)
         objective = torch.tensor(float("inf"))
         for _ in range(self.iterations):
             objective = _turned(update(x, y), target)
-            (slope,) = torch.autograd.grad(objective + self.tv * self._roughness(x), [x])
+            (slope,) = torch.autograd.grad(objective + self.tv / width * self._roughness(x), [x])
             x.grad = slope.sign()
             optimiser.step()
             schedule.step()
             with torch.no_grad():
-                x.clamp_(0, 1)
+                x.clamp_(*self.box)
         return Recovered(x.detach().numpy(), labels, float(objective.detach()), self.iterations)
 
     def _roughness(self, x: Any) -> Any:
