@@ -1,7 +1,8 @@
 """Conversations of several legs in the runtimes of one machine: seats, helpers, drop-outs, a deadline for each leg."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from hansa.core.errors import SecretRoundVoid, TrainingFailed
 from hansa.core.job import Evaluation, Job
 from hansa.core.ledger import EXACT
+from hansa.core.model import Role
 from hansa.core.pipeline import Pipeline
 from hansa.core.runtime import Runtime
 from hansa.core.sampling import Fixed
@@ -17,9 +19,13 @@ from hansa.runtimes.memory import MemoryMemories
 from hansa.runtimes.processes import Processes
 from hansa.runtimes.virtual.fleet import Fleet
 from hansa.runtimes.virtual.runtime import Virtual
+from hansa.stages import secure_sum
+from hansa.stages.clip import Clip
 from hansa.stages.mean import UniformMean
+from hansa.stages.quantise import Quantise
+from hansa.stages.secure_sum import SecureSum
 from hansa.stages.sum import Sum
-from tests.runtimes.jobs import plain, remembering, some_clients
+from tests.runtimes.jobs import Regression, plain, remembering, some_clients
 from tests.runtimes.legs import Signed
 
 RUNTIMES: dict[str, Callable[[], Runtime]] = {
@@ -55,6 +61,14 @@ def test_memory_and_evaluation_go_through_a_conversation_as_well(runtime: str) -
     assert [r.workers for r in other.rounds] == [r.workers for r in reference.rounds]
 
 
+def test_evaluation_through_a_conversation_counts_as_no_attempt_at_the_next_round() -> None:
+    """Else the next cohort would be drawn otherwise than with a plain sum, and the record tell of void attempts."""
+    sums, talks = (train(job(reducer, rounds=4), some_clients()) for reducer in (Sum(), Signed()))  # type: ignore[arg-type]
+    assert talks.checkpoint.state == sums.checkpoint.state
+    assert [(r.attempt, r.workers) for r in talks.rounds] == [(0, r.workers) for r in sums.rounds]
+    assert [(entry.round, entry.attempt) for entry in talks.checkpoint.ledger] == [(r, 0) for r in (0, 1, 1, 2, 3, 3)]
+
+
 def test_below_its_threshold_a_round_is_void_and_says_so() -> None:
     fleet = Fleet.tiers(12, seed=1).with_(dropout=0.9)
     made = job(Signed(threshold=9), cohort=None, sampling=Fixed(12, quorum=1), evaluation=Evaluation(), attempts=3)
@@ -76,6 +90,51 @@ def test_who_drops_out_before_the_counted_leg_is_named_and_who_drops_out_later_i
         # Three of five legs come before a contribution counts, so three fifths of the drop-outs are not counted.
         assert left == pytest.approx(0.6 * rate * all_tasks, abs=4 * np.sqrt(rate * all_tasks))
         assert history.tally.failures > left, "some left after they were counted"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.15, 0.4])
+def test_whoever_drops_out_a_secure_sum_is_exact_or_its_round_is_void(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of twelve devices, each with this chance to leave in a leg of its own."""
+    sent: dict[bytes, dict[str, list[np.ndarray]]] = {}
+    totals: list[list[np.ndarray]] = []
+    worker, decode = secure_sum._Bound.worker, secure_sum.Layout.decode
+
+    def watched(self: Any, message: Any, seat: Any) -> Any:
+        sent.setdefault(seat.context, {})[seat.name] = self.layout.encode(message)
+        return worker(self, message, seat)
+
+    def opened(self: Any, runs: Any) -> Any:
+        totals.append([run.copy() for run in runs])
+        return decode(self, runs)
+
+    monkeypatch.setattr(secure_sum._Bound, "worker", watched)
+    monkeypatch.setattr(secure_sum.Layout, "decode", opened)
+    fleet = Fleet.tiers(12, seed=1).with_(dropout=rate)
+    made = replace(
+        job(Signed(), cohort=None, sampling=Fixed(12, quorum=2), evaluation=Evaluation(), rounds=4, attempts=500),
+        pipeline=Pipeline([Clip(1.0), UniformMean(), Quantise(bits=12)], SecureSum(threshold=0.6)),
+        model=WithoutBuffers(),
+    )
+    history = train(made, some_clients(12), runtime=Virtual(fleet, seed=3))
+    layout = made.bind(12).reducer.layout  # type: ignore[union-attr]
+    contexts = [f"{history.checkpoint.run}/train/{r.round}.{r.attempt}".encode() for r in history.rounds]
+    for record, total, context in zip(history.rounds, totals, contexts, strict=True):
+        counted = [runs for name, runs in sent[context].items() if name not in record.dropped]
+        assert len(counted) == record.counted
+        for run, bits, each in zip(total, layout.fields.bits, zip(*counted, strict=True), strict=True):
+            assert np.array_equal(run, sum(each) & run.dtype.type((1 << bits) - 1))
+    if rate:
+        assert any(record.dropped for record in history.rounds)
+
+
+@dataclass(frozen=True)
+class WithoutBuffers(Regression):
+    """A secure sum takes no buffers."""
+
+    def roles(self) -> dict[str, Role]:
+        return {name: role for name, role in super().roles().items() if name != "seen"}
 
 
 def test_a_deadline_is_that_of_one_leg() -> None:

@@ -235,9 +235,7 @@ class _Loop:
         counted = set(survivors)
         self._retire([task for task in collected if not who.max_staleness or task in counted or task.client in dropped])
         memories = {**now.memories, **{task.client: task.memory for task in finished}} if self.job.remembers else {}
-        after = replace(
-            now, round=now.round + 1, state=state, pipeline=pipeline, memories=memories, ledger=self.ledger
-        )  # fmt: skip
+        after = replace(now, round=now.round + 1, state=state, pipeline=pipeline, memories=memories)
         record = Record(
             round=now.round, attempt=attempt, asked=len(_workers(collected)), counted=len(survivors), late=self.late,
             dropped={**outdated, **dropped}, train=metrics,
@@ -245,6 +243,7 @@ class _Loop:
         self._commit(after, *self._evaluated(after, record, population, attempt))
 
     def _commit(self, after: Checkpoint, record: Record, best: float | None) -> None:
+        after = replace(after, ledger=self.ledger)  # an evaluation has added to it, too
         record = replace(record, **vars(self.session.traffic()))
         if best is not None:
             after = replace(after, best=(after.round, best))
@@ -299,7 +298,7 @@ class _Loop:
     ) -> tuple[Tensors, tuple[Task, ...], tuple[Task, ...], dict[str, str]]:
         """The undecoded total, whose contributions are in it, who of them stayed to the end, and why others are not."""
         if not tasks and who.quorum is None:  # Poisson sampling drew nobody: an empty total is noised like any other
-            self._charge(bound, attempt, ())
+            self._charge(bound, "train", attempt, ())
             return Tensors({name: np.zeros(*shape) for name, shape in bound.summed.items()}), (), (), {}
         reducer, survivors, dropped = bound.reducer, tuple(tasks), dict[str, str]()
         assert reducer is not None
@@ -327,7 +326,7 @@ class _Loop:
             if leg == reducer.counted:
                 counted = _workers(survivors)
             if leg == max(0, reducer.legs - 2):
-                self._charge(bound, attempt, counted)
+                self._charge(bound, tasks[0].kind, attempt, counted)
             try:
                 answers = server.send(Closed(leg, tuple(task.client for task in survivors)))
             except StopIteration as end:
@@ -341,13 +340,14 @@ class _Loop:
                     self.session.send(task, leg + 1, answers[task.client])
         raise AssertionError(f"{type(reducer).__name__} gave no total after its {reducer.legs} legs")
 
-    def _charge(self, bound: Bound, attempt: int, survivors: Sequence[Task]) -> None:
+    def _charge(self, bound: Bound, kind: str, attempt: int, survivors: Sequence[Task]) -> None:
         """Before a total is opened: for whom it will be, and what it releases."""
         assert bound.reducer is not None
+        round = self.checkpoint.round - (kind == "evaluate")  # of the round whose model it is
         # A total that was hidden is released, too, when it is opened: without noise it has no ε, and is on record.
         if events := bound.events() or ((EXACT,) if bound.reducer.legs > 1 else ()):
-            self.store.charge(self.checkpoint.round, attempt, [task.client for task in survivors], events)
-            self.ledger = self.ledger.add(self.checkpoint.round, attempt, events)
+            self.store.charge(round, attempt, [task.client for task in survivors], events)
+            self.ledger = self.ledger.add(round, attempt, events)
 
     def _take(self, collecting: Round, kind: str, attempt: int) -> None:
         """Gives one happening to the leg that is collected, or keeps it for the training tasks still out."""

@@ -361,7 +361,9 @@ class Federation:
             log=say,
             seat=self._seats(run.id),
             begins=lambda task: store.begin(
-                task.round, task.attempt, job.bind(task.population, task.kind).events() or (EXACT,)
+                task.round - (task.kind == "evaluate"),  # as it will be charged
+                task.attempt,
+                job.bind(task.population, task.kind).events() or (EXACT,),
             ),
         )
         if run.stopping or self._ending:
