@@ -20,9 +20,11 @@ from hansa.stages.adaptive_clip import AdaptiveClip
 from hansa.stages.centre import Centre
 from hansa.stages.centred_clipping import CentredClipping
 from hansa.stages.clip import Clip
+from hansa.stages.correlated_noise import MatrixNoise, TreeNoise
 from hansa.stages.dither import Dither
 from hansa.stages.eden import Eden
 from hansa.stages.geometric_median import GeometricMedian
+from hansa.stages.laplace import Laplace
 from hansa.stages.mask import RandomMask
 from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.median import Median
@@ -35,6 +37,7 @@ from hansa.stages.sign import MajorityVote, Sign
 from hansa.stages.sum import Sum
 from hansa.stages.ternary import Ternary
 from hansa.stages.topk import TopK
+from hansa.stages.zeroing import Zeroing
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "small": {"w": (3, 4), "b": (4,)},
@@ -149,6 +152,10 @@ CASES = [
     Case([AdaptiveClip(1.0), UniformMean()], Sum(), clip_mean),
     Case([AdaptiveClip(1.0), UniformMean(), Quantise(12)], Sum(), clip_mean),
     Case([Clip(1.0), UniformMean(), Gaussian(1e-7)], Sum(), clip_mean, noise=1e-6),
+    Case([Clip(1.0), UniformMean(), Laplace(1e-10)], Sum(), clip_mean, noise=1e-6),
+    Case([Clip(1.0), UniformMean(), MatrixNoise(1e-7, rounds=3)], Sum(), clip_mean, noise=1e-6),
+    Case([Clip(1.0), UniformMean(), TreeNoise(1e-7, rounds=3), Quantise(20)], Sum(), clip_mean, noise=1e-6),
+    Case([Zeroing(100.0), Clip(1.0), UniformMean()], Sum(), clip_mean),
     Case([AdaptiveClip(1.0), UniformMean(), Gaussian(1e-7), Quantise(20)], Sum(), clip_mean, noise=1e-6),
     Case([UniformMean(), TopK(0.3)], Sum(), lambda xs, ws: mean([largest(x, 0.3) for x in xs], [1.0] * len(xs))),
     Case(
