@@ -67,6 +67,7 @@ def round_of(n: int, values: int, bits: int, dropped: float, watched: int = 5, s
         clear += small
     plainly = time.perf_counter() - began
     client = statistics.median(sum(seconds[name]) for name in alive)
+    kind = f"k={graph.neighbours}" if graph else "complete"
     what = f"n={n} values={values} bits={bits} {kind} drop-out={dropped:.0%}"
     print(f"client, {what}  {client * 1e3:.1f}  ms")
     print(f"server unmasking, {what}  {unmasking:.2f}  s  (ratio to adding in the clear {unmasking / plainly:.1f})")

@@ -28,7 +28,9 @@ NEEDS = {
     "KerasModel": "keras",
     "SklearnModel": "sklearn",
     "Ray": "ray",
-    **{"SecureSum": "cryptography", "MpcSum": "cryptography", "HeSum": "tenseal"},
+    "SecureSum": "cryptography",
+    "MpcSum": "cryptography",
+    "HeSum": "tenseal",
 }
 NUMPY_ALONE = [
     name

@@ -66,6 +66,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], float]
     "relu": (torch.relu, (A,), 1e-4),
     "leaky relu": (F.leaky_relu, (A,), 1e-4),
     "sigmoid": (torch.sigmoid, (A * 4,), 2e-3),
+    "sigmoid far out": (torch.sigmoid, (A * 1000,), 2e-3),
     "tanh": (torch.tanh, (A,), 4e-3),
     "gelu": (F.gelu, (A,), 1e-2),
     "exp": (lambda a: a.exp(), (A,), 0.1),
@@ -110,6 +111,7 @@ def test_operations_give_what_pytorch_gives(operation: str) -> None:
 @pytest.mark.parametrize(
     "operation",
     ["add", "by a power of two", "divide", "matrix product", "compare", "where", "argmax", "sort", "relu", "sigmoid",
+     "sigmoid far out",
      "gelu", "log", "roots", "softmax", "cross entropy", "convolution", "max pooling", "embedding"],
 )  # fmt: skip
 def test_and_so_they_do_on_the_shares_of_three_parties(operation: str) -> None:

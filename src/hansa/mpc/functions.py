@@ -128,26 +128,28 @@ def piecewise(
     x: Fixed,
     function: Callable[[np.ndarray], np.ndarray],
     knots: np.ndarray,
-    tails: tuple[tuple[float, float], tuple[float, float]],
+    tails: tuple[float, float],
 ) -> Fixed:
-    """Quadratics between knots, lines (constant, slope) beyond them.
+    """Quadratics between knots, constants beyond them.
 
     Args:
       x: any shape.
       function: to be approximated between the knots.
       knots: increasing, on all of which x is compared in one batch.
-      tails: below the first and above the last knot.
+      tails: the constants below the first and above the last knot.
     """
-    pieces = [np.array([*tails[0], 0.0])]
+    pieces = [np.array([tails[0], 0.0, 0.0])]
     for low, high in itertools.pairwise(knots):
         fitted = np.polynomial.Chebyshev.interpolate(function, 2, domain=[low, high])
         pieces.append(fitted.convert(kind=np.polynomial.Polynomial).coef)
-    pieces.append(np.array([*tails[1], 0.0]))
+    pieces.append(np.array([tails[1], 0.0, 0.0]))
     table = np.stack([np.pad(piece, (0, 3 - len(piece))) for piece in pieces])
     steps = torch.from_numpy(table[:-1] - table[1:])  # what is added where x is below a knot
     last = torch.from_numpy(table[-1])
     spread = x.map(lambda part: part[..., None])
     below = (spread - torch.from_numpy(knots)).negative()
+    # Beyond the knots the quadratic is 0 but for rounding, which a large number would magnify.
+    x = x * (below.map(lambda part: part[..., -1]) - below.map(lambda part: part[..., 0]))
     c = [
         (below * steps[:, degree]).map(lambda part: part.sum(-1)).rehomed(x.engine.bits) + float(last[degree])
         for degree in range(3)
@@ -170,7 +172,7 @@ def sigmoid(x: Fixed) -> Fixed:
         result: Fixed = (x + 0.5) * (outside - inside) + (1 - outside)
         return result
     logistic: Callable[[np.ndarray], np.ndarray] = lambda t: 1 / (1 + np.exp(-t))  # noqa: E731
-    return piecewise(x, logistic, _knots(-6.0, 6.0, 8), ((0.00125, 0.0), (0.99875, 0.0)))
+    return piecewise(x, logistic, _knots(-6.0, 6.0, 8), (0.00125, 0.99875))
 
 
 def tanh(x: Fixed) -> Fixed:
@@ -181,7 +183,7 @@ def tanh(x: Fixed) -> Fixed:
 def normal_cdf(x: Fixed) -> Fixed:
     """The standard normal distribution function, within 2e-3."""
     cdf: Callable[[np.ndarray], np.ndarray] = np.vectorize(lambda t: 0.5 * (1 + math.erf(t / math.sqrt(2))))
-    return piecewise(x, cdf, _knots(-3.2, 3.2, 8), ((0.0, 0.0), (1.0, 0.0)))
+    return piecewise(x, cdf, _knots(-3.2, 3.2, 8), (0.0, 1.0))
 
 
 # -- by comparison
