@@ -1,6 +1,8 @@
 """Noise over rounds: independent once the matrix or tree is undone, made again after a restart, never used twice."""
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -195,6 +197,23 @@ def test_job_without_a_random_sample_learns_and_costs_what_was_foretold(stage: S
     foretold = epsilon(private, population=120, delta=1e-5)
     assert epsilon_of(history.checkpoint.ledger, 1e-5).epsilon == pytest.approx(foretold.epsilon) == one(1.0)
     assert any("no amplification" in note for note in foretold.notes)
+
+
+def test_clients_of_a_whole_job_take_turns() -> None:
+    asked: dict[str, list[int]] = {}
+    opened = clients()
+
+    rounds: list[object] = []
+
+    def counted(name: str) -> object:
+        asked.setdefault(name, []).append(len(rounds))
+        return opened.open(name)
+
+    counting = Clients.of({name: functools.partial(counted, name) for name in opened})
+    train(job(MatrixNoise(1.0, rounds=T)), counting, observe=rounds.append)
+    assert len(rounds) == T and sum(map(len, asked.values())) >= 10 * T
+    for at in asked.values():
+        assert all(later - earlier >= 4 for earlier, later in itertools.pairwise(sorted(set(at))))
 
 
 def test_budget_of_a_run_that_goes_on_counts_it_once() -> None:
