@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hansa.app.show import Rounds, columns, dropped, heading, metrics_of, summary
+from hansa.app.show import Rounds, columns, dropped, heading, metrics_of, summary, void
 from hansa.app.terminal import moment, number, size, span
 
 RECORD: dict[str, Any] = {
@@ -38,6 +38,11 @@ def test_metrics_have_the_name_of_whose_they_are_and_loss_comes_first() -> None:
 
 def test_many_dropped_clients_are_counted_and_few_are_named() -> None:
     assert dropped({str(i): "gone" for i in range(9)}) == "0 (gone), 1 (gone), 2 (gone) and 6 more"
+
+
+def test_void_attempts_are_told_with_the_last_reason() -> None:
+    assert void(()) == ""
+    assert void(("2 are left", "1 is left")) == "after 2 attempts that came to nothing (1 is left)"
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])

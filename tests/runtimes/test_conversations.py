@@ -1,5 +1,6 @@
 """Conversations of several legs in the runtimes of one machine: seats, helpers, drop-outs, a deadline for each leg."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from hansa.core.model import Role
 from hansa.core.pipeline import Pipeline
 from hansa.core.runtime import Runtime
 from hansa.core.sampling import Fixed
+from hansa.core.train import Record
 from hansa.runtimes.local import Local, LocalSession, train
 from hansa.runtimes.memory import MemoryMemories
 from hansa.runtimes.processes import Processes
@@ -74,6 +76,17 @@ def test_below_its_threshold_a_round_is_void_and_says_so() -> None:
     made = job(Signed(threshold=9), cohort=None, sampling=Fixed(12, quorum=1), evaluation=Evaluation(), attempts=3)
     with pytest.raises(TrainingFailed, match=r"void 3 times.*fewer than the 9 that the secret needs.*nothing"):
         train(made, some_clients(12), runtime=Virtual(fleet))
+
+
+def test_the_record_says_why_attempts_before_it_were_void() -> None:
+    fleet = Fleet.tiers(12, seed=1).with_(dropout=0.3)
+    made = job(Signed(threshold=9), cohort=None, sampling=Fixed(12, quorum=1), evaluation=Evaluation(), attempts=99)
+    history = train(made, some_clients(12), runtime=Virtual(fleet, seed=4))
+    assert any(record.void for record in history.rounds)
+    for record in history.rounds:
+        assert len(record.void) == record.attempt
+        assert all("fewer than the 9 that the secret needs" in why for why in record.void)
+        assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.4])

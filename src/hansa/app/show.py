@@ -10,7 +10,7 @@ Finished rounds scroll by above and stay; only the bar below them is redrawn.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,6 +126,8 @@ class Rounds:
             parts.append(f"ε {number(epsilon)}")
         if record.get("dropped"):
             parts.append(f"dropped: {dropped(record['dropped'])}")
+        if reasons := record.get("void"):
+            parts.append(void(reasons))
         return "  ".join(parts)
 
     def _row(self, record: Mapping[str, Any], metrics: Mapping[str, float], epsilon: float | None) -> None:
@@ -150,9 +152,8 @@ class Rounds:
         self._since_heading += 1
         line = "  ".join(cells.get(name, "–").rjust(width) for name, width in self._columns.items())
         text = Text(line, no_wrap=True, overflow="ellipsis")
-        if record.get("dropped"):
+        if why := ", ".join(filter(None, [dropped(record.get("dropped") or {}), void(record.get("void") or ())])):
             left = max(20, out.width - len(text) - 3)
-            why = dropped(record["dropped"])
             text.append("  " + (why if len(why) <= left else why[: left - 1] + "…"), style="yellow")
         self._rows.append(text)
 
@@ -209,6 +210,12 @@ def dropped(reasons: Mapping[str, str]) -> str:
     named = [f"{client} ({reason})" for client, reason in list(reasons.items())[:3]]
     more = len(reasons) - len(named)
     return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def void(reasons: Sequence[str]) -> str:
+    """How many attempts were void before the one that counted, and why the last was; empty if none were."""
+    attempts = f"{len(reasons)} attempt{'s' if len(reasons) > 1 else ''}"
+    return f"after {attempts} that came to nothing ({reasons[-1]})" if reasons else ""
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ class Record:
       asked, counted: clients asked, and those whose contribution is in the model.
       dropped: client to the reason why it is not.
       late: answers that came after the round, or twice; never added.
+      void: why each attempt before this one was, as far as this process saw them.
       train: metrics of local training, averaged over examples.
       central, workers: metrics of this round's evaluation, on the server's data and on the workers'.
       each: metrics of every evaluating client, where the job asks for them.
@@ -51,6 +52,7 @@ class Record:
     counted: int
     dropped: Mapping[str, str] = field(default_factory=dict)
     late: int = 0
+    void: Sequence[str] = ()
     train: Mapping[str, float] = field(default_factory=dict)
     central: Mapping[str, float] = field(default_factory=dict)
     workers: Mapping[str, float] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class Record:
             name: {key: math.nan if number is None else number for key, number in fields[name].items()}
             for name in ("train", "central", "workers")
         }
-        return Record(**{**fields, **metrics})
+        return Record(**{**fields, **metrics, "void": tuple(fields.get("void", ()))})
 
 
 @dataclass(frozen=True)
@@ -195,22 +197,23 @@ class _Loop:
 
     def _round(self) -> None:
         """One committed round, however many attempts it takes."""
-        at, first, last = self.checkpoint.round, self.ledger.attempts(self.checkpoint.round), ""
+        at, first = self.checkpoint.round, self.ledger.attempts(self.checkpoint.round)
+        voids: list[str] = []
         for attempt in range(first, first + self.job.attempts):
             try:
-                return self._attempt(attempt)
+                return self._attempt(attempt, tuple(voids))
             except _Void as void:
-                last = str(void)
+                voids.append(str(void))
                 for failure in void.round.dropped.values():
                     if not failure.gone:
                         remedy = "Mend what failed and run the same command again, or set a quorum."
                         raise TrainingFailed(f"round {at}: {void}. {remedy}") from failure.error
         raise TrainingFailed(
-            f"round {at} was void {self.job.attempts} times, the last one because of {last}: "
+            f"round {at} was void {self.job.attempts} times, the last one because of {voids[-1]}: "
             "lower the quorum, or lengthen the deadline."
         )
 
-    def _attempt(self, attempt: int) -> None:
+    def _attempt(self, attempt: int, void: Sequence[str]) -> None:
         now, who, population = self.checkpoint, self.job.who, self._population()
         bound, self.late, outdated = self.job.bind(len(population)), 0, self._outdated()
         tasks = self._tasks("train", attempt, population, who)
@@ -238,7 +241,7 @@ class _Loop:
         after = replace(now, round=now.round + 1, state=state, pipeline=pipeline, memories=memories)
         record = Record(
             round=now.round, attempt=attempt, asked=len(_workers(collected)), counted=len(survivors), late=self.late,
-            dropped={**outdated, **dropped}, train=metrics,
+            dropped={**outdated, **dropped}, void=void, train=metrics,
         )  # fmt: skip
         self._commit(after, *self._evaluated(after, record, population, attempt))
 

@@ -460,4 +460,6 @@ def _sentence(record: Record) -> str:
     metrics = {**record.train, **record.workers, **record.central}
     shown = ", ".join(f"{name} {number:.4g}" for name, number in metrics.items())
     out = f", without {', '.join(f'{name} ({why})' for name, why in record.dropped.items())}" if record.dropped else ""
-    return f"round {record.round + 1}: {record.counted} of {record.asked} workers{out}{f', {shown}' if shown else ''}"
+    void = "".join(f"; an attempt before was void ({why})" for why in record.void)
+    counted = f"round {record.round + 1}: {record.counted} of {record.asked} workers"
+    return f"{counted}{out}{f', {shown}' if shown else ''}{void}"
