@@ -152,3 +152,11 @@ def test_wrong_parties_and_options_are_named() -> None:
         Plain(LocalMesh.of(("a", "b"))[0])
     with pytest.raises(ConfigError, match="truncation='slow'"):
         Aby3(LocalMesh.of(NAMES)[0], truncation="slow")
+
+
+@pytest.mark.slow
+def test_exact_truncation_is_right_in_ten_million_cases_up_to_the_range() -> None:
+    for seed in range(10):
+        x = ring(seed, 1_000_000, bits=62)
+        error = play("aby3", lambda p, given, x=x: p.truncate(given(x), 16)) - (x >> 16)  # type: ignore[misc]
+        assert int(error.abs().max()) <= 1
