@@ -99,13 +99,12 @@ def ledger(state: Path, delta: float | None, population: str | None) -> None:
                 rows.append({
                     "population": name, "run": run["id"], "job": run["name"], "state": run["state"],
                     "releases": sum(entry.event != EXACT for entry in entries),
-                    "epsilon": EXACTLY if exact else _finite(epsilon_of(Ledger(entries), chosen).epsilon),
+                    "epsilon": EXACTLY if exact else _spent([Ledger(entries)], chosen),
                     "delta": chosen,
                 })  # fmt: skip
-            total = epsilon_of(ledgers, chosen)
             rows.append({
                 "population": name, "run": "together", "job": "", "state": "", "delta": chosen,
-                "releases": sum(map(len, ledgers)), "epsilon": _finite(total.epsilon),
+                "releases": sum(map(len, ledgers)), "epsilon": _spent(ledgers, chosen),
                 "budget": None if budget is None else budget.epsilon,
             })  # fmt: skip
     columns = ["population", "run", "job", "state", "releases", "epsilon", "delta", "budget"]
@@ -137,6 +136,14 @@ def _beside(state: Path) -> "Iterator[SqlStore]":
         raise MissingExtra("--state", error.name or "sqlalchemy", "store") from None
     with closing(SqlStore(state, beside=True)) as store:
         yield store
+
+
+def _spent(ledgers: Sequence[Ledger], delta: float) -> float | str | None:
+    """ε of these runs together, or that they have none."""
+    try:
+        return _finite(epsilon_of(ledgers, delta).epsilon)
+    except ConfigError:
+        return "none: a release without a known cost"
 
 
 def _numbers(found: Cost) -> dict[str, Any]:

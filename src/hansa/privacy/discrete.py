@@ -5,7 +5,7 @@
 
 Drawn by inversion: 63 random bits are looked up in a table of the magnitude's distribution, one more is the sign. The
 table is computed in integers of 240 bits and more, and has 127 bits of precision; where 63 bits do not decide (once in
-10¹⁴ draws), 64 more are drawn. So the law differs from the exact one by less than 2⁻¹¹⁰ in total variation for each
+10¹⁴ draws), 64 more are drawn. So the law differs from the exact one by less than 2⁻¹⁰⁰ in total variation for each
 draw, and no float takes part whose rounding could tell neighbours apart.
 
 Sources: Canonne, Kamath and Steinke 2020, The Discrete Gaussian for Differential Privacy,
