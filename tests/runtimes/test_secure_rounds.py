@@ -21,6 +21,7 @@ from tests.runtimes.jobs import plain
 from tests.runtimes.legs import Signed, packed
 from tests.runtimes.lying import LyingServer
 from tests.runtimes.test_deploy import local_state, same_bits
+from tests.runtimes.test_secure_sum import write_secure
 
 LEGS = (Path(__file__).parent / "legs.py").read_text()
 
@@ -63,17 +64,20 @@ AFTER = ["after-commit", "after-retire"]
 
 
 @pytest.mark.parametrize(
-    "steps",
+    ("steps", "secure"),
     [
-        ["first-reply", "send-1", "after-charge", "mid-commit"],
-        pytest.param(BEFORE + WITHIN + AFTER, marks=pytest.mark.slow),
+        (["first-reply", "send-1", "after-charge", "mid-commit"], False),
+        pytest.param(BEFORE + WITHIN + AFTER, True, marks=pytest.mark.slow),
     ],
     ids=["some", "all"],
 )
-def test_a_server_killed_at_any_step_never_begins_the_same_attempt_again(steps: list[str], tmp_path: Path) -> None:
+def test_a_server_killed_at_any_step_never_begins_the_same_attempt_again(
+    steps: list[str], secure: bool, tmp_path: Path
+) -> None:
     """One run, in which the server is killed at each step in turn, ends with the model of an undisturbed one."""
-    job = write_talk(tmp_path / "job", cohort=2, rounds=4)
-    with Federation(tmp_path) as federation:
+    write, workers = (write_secure, 3) if secure else (write_talk, 2)
+    job = write(tmp_path / "job", cohort=f"cohort={workers}" if secure else workers, rounds=4)  # type: ignore[operator]
+    with Federation(tmp_path, workers=workers) as federation:
         federation.start_server(failpoint=steps[0])
         federation.start_workers(data_of(job))
         run = federation.submit(job)
@@ -91,7 +95,7 @@ def test_a_server_killed_at_any_step_never_begins_the_same_attempt_again(steps: 
     charged = [(entry.round, entry.attempt) for entry in model.ledger]
     assert len(set(charged)) == len(charged) == 4 + len([step for step in steps if step in WITHIN])
     assert all((record["round"], record["attempt"]) in charged for record in records)
-    assert all(record["counted"] == 2 for record in records)
+    assert all(record["counted"] == workers for record in records)
 
 
 def test_a_worker_killed_in_any_leg_voids_the_attempt_and_takes_part_in_the_next(tmp_path: Path) -> None:

@@ -160,6 +160,33 @@ def test_below_its_threshold_a_secure_round_is_void_and_says_that_nothing_was_re
             assert database.execute("select count(*) from checkpoints").fetchone() == (0,)
 
 
+def test_a_sum_with_a_helper_that_dies_is_void_and_done_again_with_its_successor(tmp_path: Path) -> None:
+    job = write_secure(tmp_path / "job", rounds=2)
+    job.write_text(job.read_text().replace("SecureSum()", "MpcSum(helpers=('w3',))").replace(MORE, MORE + MPC))
+    with Federation(tmp_path, workers=4) as federation:
+        federation.start_server()
+        for name in ("w0", "w1", "w2"):
+            federation.start_worker(name, data_of(job).format(name=name))
+        federation.start_worker("w3", None, failpoint="leg-2")
+        run = federation.submit(job, workers=3)
+        assert federation.workers["w3"].popen.wait(60) == -9, federation.output
+        federation.workers["w3"].end()
+        assert federation.server is not None
+        federation.server.wait_for("waiting for w3 (last seen", 40)
+        federation.start_worker("w3", None)
+        assert federation.wait(run)["state"] == "done", federation.output
+        with federation.client() as client:
+            assert same_bits(client.model(run), local_state(job, ["w0", "w1", "w2"]))
+            records = [event["record"] for event in client.watch(run) if "record" in event]
+    assert [(record["attempt"], record["asked"]) for record in records] == [(1, 3), (0, 3)]
+    assert "w3: it was restarted in the middle" in records[0]["void"][0]
+
+
+MPC = """
+from hansa.stages.mpc_sum import MpcSum
+"""
+
+
 def test_a_federation_without_identities_refuses_a_secure_sum(tmp_path: Path) -> None:
     job = write_secure(tmp_path / "job", rounds=1)
     with Federation(tmp_path, workers=3, secure=False) as federation:
