@@ -19,6 +19,7 @@ from hansa.stages.bulyan import Bulyan
 from hansa.stages.centre import Centre
 from hansa.stages.centred_clipping import CentredClipping
 from hansa.stages.clip import Clip
+from hansa.stages.distributed_noise import DistributedGaussian
 from hansa.stages.fltrust import FLTrust, Rooted
 from hansa.stages.geometric_median import GeometricMedian
 from hansa.stages.krum import Krum, MultiKrum
@@ -26,8 +27,10 @@ from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.median import Median
 from hansa.stages.noise import Gaussian
 from hansa.stages.norm_bound import NormBound
+from hansa.stages.pack import Pack
 from hansa.stages.quantise import Quantise
 from hansa.stages.robust import Gathered, Robust, squared_distances
+from hansa.stages.rotate import Rotate
 from hansa.stages.sum import Sum
 from hansa.stages.trimmed_mean import TrimmedMean
 
@@ -307,6 +310,17 @@ def test_norm_bound_holds_integers_to_what_clip_and_quantise_declare(lie: np.nda
     assert cut.dtype == np.int64 and most - 6 < np.linalg.norm(cut) <= most
 
 
+def test_norm_bound_and_median_take_what_is_packed_or_rotated() -> None:
+    stages = [Clip(1.0), UniformMean(), Rotate(), Quantise(8), Pack()]
+    for reducer in (NormBound(), Median()):
+        b = bound(stages, reducer, Fixed(3))
+        row = np.array([3.0, 0, 4, 0, 0, 0], np.float32)
+        messages = [b.decode_one(encoded(b, row, b.start()), b.start())] * 3
+        decoding = Decoding(3, 3.0, lambda label: Stream(b"s", label))
+        mean = b.decode_total(reduced(b, messages), b.start(), decoding)[0]["value/w"]
+        np.testing.assert_allclose(mean, row / 5, atol=0.03)
+
+
 def test_noise_behind_a_norm_bound_is_measured_by_what_the_server_enforces() -> None:
     clipped = bound([Clip(1.0), UniformMean(), Gaussian(1.0)], Sum(), Fixed(10))
     held = bound([Clip(1.0), UniformMean(), Gaussian(1.0)], NormBound(), Fixed(10))
@@ -347,6 +361,8 @@ REFUSED: list[tuple[Sequence[Stage], Reducer, Sampling, str]] = [
     ([UniformMean()], MultiKrum(2, m=7), Fixed(10), "n − f − 2 = 6 at the most"),
     ([UniformMean()], Bulyan(2), Fixed(10), "at least 11"),
     ([UniformMean()], TrimmedMean(0.1), Fixed(9), "takes nobody away: raise it to at least 0.111"),
+    ([Clip(1.0), UniformMean(), DistributedGaussian(1.0)], Median(), Fixed(10), "integers that wrap"),
+    ([Clip(1.0), UniformMean(), DistributedGaussian(1.0)], NormBound(), Fixed(10), "integers that wrap"),
     ([UniformMean()], FLTrust("root"), Fixed(10), r"sampling=Rooted\('root', clients=10\)"),
     ([UniformMean()], FLTrust("root"), Rooted("other", 9), "needs 'root' in every round"),
     ([UniformMean()], NormBound(), Fixed(10), "finds no bound on 'value': put Clip before it"),

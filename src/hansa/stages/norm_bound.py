@@ -45,6 +45,8 @@ class NormBound(Reducer):
         faults = []
         if "weight" in signal.parts:
             faults.append("NormBound cannot bound a mean whose weights a liar chooses: put UniformMean() before it.")
+        if any(signal.parts[part].modulus is not None for part in signal.averaged):
+            faults.append("NormBound cannot measure integers that wrap: leave the clients' noise out, or use Sum().")
         bounds = {}
         for name in signal.averaged:
             part = signal.parts[name]

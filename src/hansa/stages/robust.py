@@ -129,6 +129,10 @@ class Robust(Reducer):
             )
         else:
             faults += self.faults(count, signal)
+        if any(signal.parts[part].modulus is not None for part in signal.averaged):
+            faults.append(
+                f"{name} cannot compare integers that wrap: leave the clients' noise out, or use SecureSum()."
+            )
         if setting.algorithm.discounts:
             faults.append(f"{name} cannot discount stale updates, as {algorithm} asks: use Sum().")
         if faults:
