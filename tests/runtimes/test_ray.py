@@ -254,16 +254,19 @@ def test_workers_share_a_gpu_by_fraction(on_ray: Callable[..., History], tmp_pat
 
 
 def test_as_many_workers_fit_as_cpus_and_gpus_of_each_node_allow(cluster: Cluster) -> None:
-    with connected(cluster.address, 0, 0):
+    with connected(cluster.address, 0, 0) as grows:
+        assert grows
         assert [room(1, 0), room(0.5, 0), room(0.5, 0.25), room(0.1, 0.5), room(2, 0)] == [2, 4, 2, 2, 0]
-        with pytest.raises(ConfigError, match="no node has cpus=2 and gpus=0.*in all there are 2 CPUs and 1 GPUs"):
-            RaySession(plain(), some_clients(), MemoryMemories(), Ray(cluster.address, cpus=2))
+        assert Ray(cpus=2, workers=3)._count(grows=True) == 3, "which wait until there is a node with room"
+        for how in (Ray(cpus=2, workers=3)._count, Ray(cpus=2)._count):
+            with pytest.raises(ConfigError, match="no node has 2 CPUs and 0 GPUs for a worker, .* 2 CPUs and 1 GPUs"):
+                how(grows=False)
 
 
 def test_a_client_is_near_the_node_that_had_its_data(cluster: Cluster) -> None:
     with (
         connected(cluster.address, 0, 0),
-        closing(RaySession(plain(), some_clients(), MemoryMemories(), Ray())) as session,
+        closing(RaySession(plain(), some_clients(), MemoryMemories(), Ray(), 2)) as session,
     ):
         one, other = session._start(), session._start()
         session._members += [one, other]
@@ -332,6 +335,21 @@ def test_a_connection_of_the_users_own_is_used_and_left_alone(cluster: Cluster) 
             train(plain(), some_clients(), runtime=Ray(cluster.address))
     finally:
         ray.shutdown()
+
+
+def test_workers_that_cannot_even_start_end_the_run_with_their_reason(
+    on_ray: Callable[..., History], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Absent:
+        def __init__(self, setup: str) -> None:
+            raise ModuleNotFoundError("No module named 'hansa'")
+
+        def settle(self) -> None:
+            pass
+
+    monkeypatch.setattr(runtime, "SimulationWorker", Absent)
+    with pytest.raises(ConfigError, match="(?s)3 workers died before their first task, the last one.*No module named"):
+        on_ray(plain(), some_clients(), workers=1)
 
 
 def test_a_worker_with_another_version_is_refused() -> None:

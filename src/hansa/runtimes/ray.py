@@ -10,6 +10,7 @@ user's, so models, losses and callables must be importable by name on every node
 
 import json
 import logging
+import math
 import multiprocessing.spawn
 import os
 import re
@@ -93,16 +94,26 @@ class Ray(Runtime):
                 "the job's own file, imported by a worker, begins to train: put that under if __name__ == '__main__'."
             )
 
-        def opened(job: Job, clients: Clients, memories: Memories) -> "closing[RaySession]":
-            return closing(RaySession(job, clients, memories, self))
+        with connected(self.address, self._processors, self.store_bytes) as grows:
+            count = self._count(grows)
 
-        with connected(self.address, self._processors, self.store_bytes):
+            def opened(job: Job, clients: Clients, memories: Memories) -> "closing[RaySession]":
+                return closing(RaySession(job, clients, memories, self, count))
+
             return simulate(opened, job, clients, **options)
 
     @property
     def _processors(self) -> int:
         """What a private cluster says it has: enough for the workers that were asked for."""
-        return os.cpu_count() or 1 if self.workers is None else max(1, round(self.workers * self.cpus + 0.49))
+        return os.cpu_count() or 1 if self.workers is None else math.ceil(self.workers * self.cpus)
+
+    def _count(self, grows: bool) -> int:
+        """Workers, which may wait for room if the cluster can grow; ConfigError if there is none at all."""
+        fits = room(self.cpus, self.gpus)
+        if not fits and (self.workers is None or not grows):
+            wanted, there = _amounts({"CPU": self.cpus, "GPU": self.gpus}), _amounts(ray.cluster_resources())
+            raise ConfigError(f"no node has {wanted} for a worker, in all nodes there are {there}: lower cpus or gpus.")
+        return self.workers or fits
 
 
 class RaySession(PoolSession[Any]):
@@ -111,16 +122,11 @@ class RaySession(PoolSession[Any]):
     Args:
       job, clients, memories: as those of every pool.
       how: what the actors are given. Ray is connected.
+      count: actors.
     """
 
-    def __init__(self, job: Job, clients: Clients, memories: Memories, how: Ray) -> None:
-        fits = room(how.cpus, how.gpus)
-        if not fits and (how.workers is None or how.address is None):
-            raise ConfigError(
-                f"no node has cpus={how.cpus:g} and gpus={how.gpus:g} for a worker; in all there are "
-                f"{_amounts(ray.cluster_resources())}: lower them."
-            )
-        super().__init__(job, clients, memories, how.workers or fits)
+    def __init__(self, job: Job, clients: Clients, memories: Memories, how: Ray, count: int) -> None:
+        super().__init__(job, clients, memories, count)
         self._setup.update(main=_main(self._setup), paths=sys.path, device=os.environ.get(DEVICE))
         self._actors = ray.remote(SimulationWorker).options(
             num_cpus=how.cpus, num_gpus=how.gpus, max_restarts=0, scheduling_strategy="SPREAD"

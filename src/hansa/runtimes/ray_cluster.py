@@ -26,8 +26,8 @@ QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.ERR
 
 
 @contextmanager
-def connected(address: str | None, processors: int, store_bytes: int) -> Iterator[None]:
-    """Connects this process to a cluster, and leaves it in the end.
+def connected(address: str | None, processors: int, store_bytes: int) -> Iterator[bool]:
+    """Connects this process to a cluster, gives whether it may grow, and leaves it in the end.
 
     Args:
       address: of the cluster; None for a private one. A process that is connected already stays so.
@@ -40,10 +40,10 @@ def connected(address: str | None, processors: int, store_bytes: int) -> Iterato
     if ray.is_initialized():
         if address is not None:
             raise ConfigError(f"address='{address}', but this process has called ray.init: leave the address out.")
-        yield
+        yield True
     elif address is None:
         with _private(processors, store_bytes):
-            yield
+            yield False
     else:
         try:
             _answers(address)
@@ -55,7 +55,7 @@ def connected(address: str | None, processors: int, store_bytes: int) -> Iterato
                 "address that it printed."
             ) from error
         try:
-            yield
+            yield True
         finally:
             ray.shutdown()
 
