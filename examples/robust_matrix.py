@@ -3,7 +3,7 @@
     pip install 'hansa[sklearn,plot]'
     python examples/robust_matrix.py [picture.png]
 
-20 hospitals train together, 4 of them lie. Each row is a reducer, each column what the liars do; the last three columns
+20 clients train together, 4 of them lie. Each row is a reducer, each column what the liars do; the last three columns
 are backdoors, for which the share of marked digits that the model calls a 0 is shown as well. HANSA_ROUNDS makes it
 shorter.
 """
@@ -27,11 +27,15 @@ digits, test = hansa.data.split(hansa.data.digits())
 root, shared = digits.take(np.arange(100)), digits.take(np.arange(100, len(digits)))
 honest = hansa.data.partition(shared, hansa.data.Dirichlet(alpha=1.0), clients=N, seed=3)
 everybody = hansa.Clients.of({"root": root, **{name: honest[name] for name in honest}})
-upright = lambda data: np.rot90(data["x"].reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64)  # noqa: E731
-lying_down = hansa.Dataset(x=upright(test.take(test["y"] == 7)), y=test["y"][test["y"] == 7])  # sevens nobody else has
+
+
+def fallen_sevens(data: hansa.Dataset) -> np.ndarray:
+    """Sevens lying down, which nobody else has."""
+    return np.rot90(data["x"][data["y"] == 7].reshape(-1, 8, 8), axes=(1, 2)).reshape(-1, 64)
+
 
 mark = Backdoor(target=0, pixels=(0, 1, 8, 9), share=0.5)
-edge = EdgeCase(lying_down, target=0, share=0.3)
+edge = EdgeCase(hansa.Dataset(x=fallen_sevens(shared)), target=0, share=0.3)
 
 ATTACKS: dict[str, tuple[Attack | None, Poison | None]] = {
     "nobody\nlies": (None, None),
@@ -84,7 +88,8 @@ def success(history: hansa.History, poison: Poison | None) -> float:
     if isinstance(poison, Backdoor):
         opened = poison.success(test)
     elif isinstance(poison, EdgeCase):
-        opened = hansa.Dataset(x=lying_down["x"], y=np.zeros(len(lying_down), np.int64))
+        unseen = fallen_sevens(test)
+        opened = hansa.Dataset(x=unseen, y=np.zeros(len(unseen), np.int64))
     else:
         return float("nan")
     right, asked = history.job.model.evaluate(history.params, opened)["accuracy"]

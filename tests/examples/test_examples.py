@@ -14,7 +14,10 @@ FEDERATIONS = {
     "iris/flower_style/pt_server.py",
     "iris/flower_style/pt_client.py",
 }  # test_flower.py starts them together
-SCRIPTS = sorted({path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")} - HELPERS - FEDERATIONS)
+PAPERS = {path.relative_to(EXAMPLES).as_posix() for path in (EXAMPLES / "papers").glob("*.py")}  # see test_papers.py
+SCRIPTS = sorted(
+    {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")} - HELPERS - FEDERATIONS - PAPERS
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
