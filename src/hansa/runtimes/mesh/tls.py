@@ -79,6 +79,7 @@ class TlsMesh(Mesh):
         self._in: dict[str, _In] = {}
         self._fault: HansaError | None = None
         self._mutex = threading.Lock()
+        self._over = False
         self._closing = threading.Event()
         self._spoke = True
         self._meet(wait_s)
@@ -213,7 +214,10 @@ class TlsMesh(Mesh):
             link.sendall(bytes([len(text)]) + text)
             raise Refused(f"party '{name}' was refused: {fault}.")
         link.sendall(b"\0")
-        self._in[name] = _In(link)
+        with self._mutex:
+            if self._over:
+                raise Unreachable("this party has given up meanwhile.")
+            self._in[name] = _In(link)
 
     def _trust(self, context: ssl.SSLContext) -> None:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -261,6 +265,8 @@ class TlsMesh(Mesh):
         self.close()
 
     def _shut(self) -> None:
+        with self._mutex:
+            self._over = True  # whoever is still being welcomed is turned away
         for out in self._out.values():
             out.close()
         for link in self._in.values():
