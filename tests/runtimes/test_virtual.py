@@ -340,11 +340,20 @@ class Equal(Clients):
 def test_seconds_to_a_target_are_those_of_the_first_round_that_reached_it() -> None:
     history = run(plain(), Fleet.tiers(6, seed=1))
     points = curve(history, "loss")
-    assert len(points) == 5 and points[-1][0] == pytest.approx(history.seconds)
+    assert len(points) == 3 and points[-1][0] == pytest.approx(history.seconds)  # of five rounds, three were evaluated
     best = min(loss for _, loss in points)
     assert seconds_to(history, "loss", best, maximise=False) == next(at for at, loss in points if loss == best)
     assert seconds_to(history, "loss", -1.0, maximise=False) is None
     assert "never" in table({"plain": history}, "loss", -1.0, maximise=False)
+
+
+def test_a_curve_does_not_fall_back_on_training_between_two_evaluations() -> None:
+    job = replace(plain(), evaluation=Evaluation(central=lambda model, params: {"loss": 100.0}, every=2))
+    history = run(job, Fleet.tiers(6, seed=1))
+    assert all("loss" in record.train for record in history.rounds)
+    assert [value for _, value in curve(history, "loss")] == [100.0] * 3
+    unevaluated = run(replace(job, evaluation=Evaluation()), Fleet.tiers(6, seed=1))
+    assert len(curve(unevaluated, "loss")) == 5
 
 
 def test_bad_settings_say_what_to_give() -> None:

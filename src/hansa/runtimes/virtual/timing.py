@@ -2,16 +2,22 @@
 
 from collections.abc import Mapping
 
-from hansa.core.train import Record
 from hansa.runtimes.history import History
+from hansa.runtimes.observe.metric import GROUPS
 
 
 def curve(history: History, metric: str) -> list[tuple[float, float]]:
-    """(seconds since the start, metric) of each round that was evaluated; central before workers before training."""
+    """(seconds since the start, metric) of each round that measured it: centrally, else by workers, else in training.
+
+    One of the three for the whole run: rounds between two evaluations do not fall back on training's metrics.
+    """
+    group = next(
+        (name for name in GROUPS if any(metric in getattr(record, name) for record in history.rounds)), "train"
+    )
     points, now = list[tuple[float, float]](), 0.0
     for record in history.rounds:
         now += record.seconds
-        seen = _metrics(record)
+        seen = getattr(record, group)
         if metric in seen:
             points.append((now, seen[metric]))
     return points
@@ -49,7 +55,3 @@ def table(histories: Mapping[str, History], metric: str, target: float, *, maxim
             f"{len(records):8}{sum(r.counted for r in records):9}{sum(r.late for r in records):6}{best:16.4f}"
         )
     return "\n".join(lines)
-
-
-def _metrics(record: Record) -> dict[str, float]:
-    return {**record.train, **record.workers, **record.central}
