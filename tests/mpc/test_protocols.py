@@ -1,5 +1,6 @@
 """Every operation of every protocol against the plain one, with its declared error and its declared cost."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from hansa.core.errors import ConfigError
 from hansa.mpc.aby3 import Aby3
 from hansa.mpc.plain import Plain
+from hansa.mpc.pond import Pond
 from hansa.mpc.protocol import Protocol, Share
 from hansa.mpc.ring import matmul
 from hansa.runtimes.mesh.local import LocalMesh, together
@@ -19,6 +21,9 @@ PROTOCOLS: dict[str, tuple[int, Callable[[Any], Protocol]]] = {
     "plain": (1, Plain),
     "aby3": (3, Aby3),
     "aby3-fast": (3, lambda mesh: Aby3(mesh, truncation="fast")),
+    "pond": (3, Pond),
+    "pond-fast": (3, lambda mesh: Pond(mesh, truncation="fast")),
+    "pond, another dealer": (3, lambda mesh: Pond(mesh, "a")),
 }
 N = 1000
 
@@ -99,7 +104,7 @@ def test_truncation_is_off_by_at_most_one_unit(kind: str, shift: int) -> None:
     x[:4] = torch.tensor([0, -1, 2 ** (bits - 1) - 1, -(2 ** (bits - 1))])
     error = play(kind, lambda p, given: p.truncate(given(x), shift)) - (x >> shift)
     wrong = int((error.abs() > 1).sum())
-    assert wrong == 0 if kind != "aby3-fast" else wrong < 5  # 2·10⁵ · 2⁻²⁴ wraps are to be expected
+    assert wrong == 0 if not kind.endswith("fast") else wrong < 5  # 2·10⁵ · 2⁻²⁴ wraps are to be expected
 
 
 @pytest.mark.parametrize("kind", PROTOCOLS)
@@ -110,24 +115,24 @@ def test_products_are_scaled_back(kind: str) -> None:
     assert int(error.abs().max()) <= 1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PROTOCOLS if kind != "plain"])
+@pytest.mark.parametrize("kind", ["aby3", "aby3-fast", "pond", "pond-fast"])
 @pytest.mark.parametrize(
     "operation",
     ["input", "open", "bilinear", "bilinear_shift", "truncate", "both", "negative", "bits", "to_arithmetic"],
 )
 def test_measured_costs_are_the_declared_ones(kind: str, operation: str) -> None:
     count, protocol = PROTOCOLS[kind]
-    x = ring(1, N, bits=30)
+    x, owner = ring(1, N, bits=30), NAMES[count - 1]
 
     def party(mesh: LocalMesh) -> tuple[int, int, Any]:
         mine = protocol(mesh)
-        number = mine.input(x if mesh.me == "a" else None, x.shape, "a")
+        number, other = (mine.input(x if mesh.me == owner else None, x.shape, owner) for _ in range(2))
         bits = mine.constant_bits(x)
         run: dict[str, Callable[[], Any]] = {
-            "input": lambda: mine.input(x if mesh.me == "a" else None, x.shape, "a"),
+            "input": lambda: mine.input(x if mesh.me == owner else None, x.shape, owner),
             "open": lambda: mine.open(number),
-            "bilinear": lambda: mine.bilinear(number, number, torch.mul),
-            "bilinear_shift": lambda: mine.bilinear(number, number, torch.mul, 16),
+            "bilinear": lambda: mine.bilinear(number, other, torch.mul),
+            "bilinear_shift": lambda: mine.bilinear(number, other, torch.mul, 16),
             "truncate": lambda: mine.truncate(number, 16),
             "both": lambda: mine.both(bits, bits),
             "negative": lambda: mine.negative(number),
@@ -150,13 +155,27 @@ def test_wrong_parties_and_options_are_named() -> None:
         Aby3(LocalMesh.of(("a", "b"))[0])
     with pytest.raises(ConfigError, match="'plain' is one party's"):
         Plain(LocalMesh.of(("a", "b"))[0])
-    with pytest.raises(ConfigError, match="truncation='slow'"):
-        Aby3(LocalMesh.of(NAMES)[0], truncation="slow")
+    with pytest.raises(ConfigError, match="two servers and a dealer"):
+        Pond(LocalMesh.of(("a", "b"))[0])
+    with pytest.raises(ConfigError, match="dealer='d' is no party"):
+        Pond(LocalMesh.of(NAMES)[0], "d")
+    for protocol in (Aby3, Pond):
+        with pytest.raises(ConfigError, match="truncation='slow'"):
+            protocol(LocalMesh.of(NAMES)[0], truncation="slow")
+
+
+def test_a_dealer_that_is_ahead_waits_for_the_servers() -> None:
+    x = ring(1, 1 << 20)
+    opened = play(
+        "pond", lambda p, given: functools.reduce(lambda z, _: p.bilinear(z, z, torch.mul), range(9), given(x))
+    )
+    assert torch.equal(opened, x ** (1 << 9))
 
 
 @pytest.mark.slow
-def test_exact_truncation_is_right_in_ten_million_cases_up_to_the_range() -> None:
+@pytest.mark.parametrize("kind", ["aby3", "pond"])
+def test_exact_truncation_is_right_in_ten_million_cases_up_to_the_range(kind: str) -> None:
     for seed in range(10):
         x = ring(seed, 1_000_000, bits=62)
-        error = play("aby3", lambda p, given, x=x: p.truncate(given(x), 16)) - (x >> 16)  # type: ignore[misc]
+        error = play(kind, lambda p, given, x=x: p.truncate(given(x), 16)) - (x >> 16)  # type: ignore[misc]
         assert int(error.abs().max()) <= 1

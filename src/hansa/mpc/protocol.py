@@ -116,9 +116,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
-        """Summands of `op(x, y)`, one part at each party, without a message: linear functions may follow before
-        `settle`.
-        """
+        """Summands of `op(x, y)`, one part at each party: linear functions may follow before `settle`."""
 
     @abstractmethod
     def settle(self, summands: Share, shift: int = 0) -> Share:

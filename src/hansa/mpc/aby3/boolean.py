@@ -15,6 +15,7 @@ import torch
 
 from hansa.mpc.aby3.arithmetic import Arithmetic
 from hansa.mpc.protocol import Share
+from hansa.mpc.ring.words import halves, reversed_bits
 
 _LOW = (1 << 63) - 1
 _TOP = -(1 << 63)
@@ -41,7 +42,7 @@ class Boolean(Arithmetic):
         p = ways.map(lambda part: part & _LOW)
         p = p ^ self.constant_bits(torch.full(p.shape, _TOP))
         for dtype in (torch.int32, torch.int16, torch.int8):
-            g, p = self._level(_halves(g, dtype), _halves(p, dtype))
+            g, p = self._level(halves(g, dtype), halves(p, dtype))
         for width in (4, 2):
             high = functools.partial(torch.bitwise_right_shift, other=width)
             g, p = self._level((g, g.map(high)), (p, p.map(high)))
@@ -68,7 +69,7 @@ class Boolean(Arithmetic):
 
     def _summands(self, x: Share, reverse: bool) -> tuple[Share, Share]:
         """x₀ + x₁ and x₂ as boolean shares, their bits in reversed order of index if asked."""
-        order = _reversed if reverse else torch.clone
+        order = reversed_bits if reverse else torch.clone
         none = torch.zeros_like(x.parts[0])
         if self.me == 0:
             mask = self._with_next.draw(x.shape)
@@ -79,17 +80,3 @@ class Boolean(Arithmetic):
             return Share((self._with_previous.draw(x.shape), none), True), Share((none, order(x.parts[1])), True)
         hidden = self._recv(self.next, "summand", x.shape)
         return Share((none, hidden), True), Share((order(x.parts[0]), none), True)
-
-
-def _halves(x: Share, dtype: torch.dtype) -> tuple[Share, Share]:
-    """The low and high halves of every word."""
-    pairs = x.map(lambda part: part.contiguous().view(dtype).view(-1, 2))
-    return pairs.map(lambda part: part[:, 0].contiguous()), pairs.map(lambda part: part[:, 1].contiguous())
-
-
-def _reversed(x: torch.Tensor) -> torch.Tensor:
-    """Bit b₅b₄b₃b₂b₁b₀ moves to b₀b₁b₂b₃b₄b₅: three swaps of pairs of index bits."""
-    for distance, mask in ((31, 0x00000000AAAAAAAA), (14, 0x0000CCCC0000CCCC), (4, 0x00F000F000F000F0)):
-        swap = ((x >> distance) ^ x) & mask
-        x = x ^ swap ^ (swap << distance)
-    return x

@@ -1,0 +1,65 @@
+"""Products from dealt ones, and truncation.
+
+    deal        a, b random; c = op(a, b)
+    0 ↔ 1       e = x − a,  d = y − b                 both open to the servers, which do not know a and b
+    product     zᵢ = op(e, bᵢ) + op(aᵢ, d) + cᵢ,  and op(e, d) at server 0
+
+Truncation by f bits, exact but for one unit, of z′ = z + 2⁶² ≥ 0 with r random:
+
+    deal        R = (r mod 2⁶³) >> f,  M = r >> 63
+    0 ↔ 1       c = z′ + r                            open to the servers, which do not know r
+
+with k = c >> 63, and as shares without a further message
+
+    z′ >> f  ≈  ((c mod 2⁶³) >> f) − R + (k ⊕ M)·2^(63−f)
+
+It never wraps for |z| < 2⁶². The fast kind takes no message: server 0 shifts its share and server 1 minus its own,
+which is off by 2^(64−f) with probability |z| / 2⁶³ for each element (Mohassel and Zhang 2017, SecureML,
+https://eprint.iacr.org/2017/396).
+"""
+
+from hansa.mpc.pond.share import _DEALER, Sharing
+from hansa.mpc.protocol import Bilinear, Share
+
+_HALF = 1 << 62
+_LOW = (1 << 63) - 1
+
+
+class Arithmetic(Sharing):
+    """Numbers."""
+
+    fast_truncation = False
+
+    def product(self, x: Share, y: Share, op: Bilinear) -> Share:
+        """One message each way, as long as the operands; of a square, as long as one."""
+        square = x is y
+        a = self._random(x.shape)
+        b = a if square else self._random(y.shape)
+        if self.me == _DEALER:
+            return Share((self._deal(op(a, b)),))
+        mine = [x.parts[0] - a] if square else [x.parts[0] - a, y.parts[0] - b]
+        opened = [u + v for u, v in zip(mine, self._swap("masked", *mine), strict=True)]
+        e, d = opened[0], opened[-1]
+        z = op(e, b + d if self.me == 0 else b) + op(a, d)
+        return Share((z + self._deal(z),))
+
+    def settle(self, summands: Share, shift: int = 0) -> Share:
+        """Nothing without a shift; with one, a message each way (none with fast truncation)."""
+        if not shift:
+            return summands
+        (z,) = summands.parts
+        if self.fast_truncation:
+            return Share((-(-z >> shift) if self.me == 1 else z >> shift,))
+        r, top = self._random(z.shape), 63 - shift
+        high, most = self._deal((r & _LOW) >> shift), self._deal((r >> 63) & 1)
+        if self.me == _DEALER:
+            return Share((high,))
+        mine = z + r
+        c = mine + self._swap("open masked", mine)[0]
+        c += _HALF
+        sign = c >> 63  # −1 where k = 1
+        y = (most * (1 + 2 * sign) << top) - high
+        if self.me == 0:
+            y += (c & _LOW) >> shift
+            y -= (1 << (62 - shift)) + (sign << top)
+        return Share((y,))

@@ -1,0 +1,145 @@
+"""Keys, inputs, openings, and what the dealer gives.
+
+keys        one for each two of the three
+input       the other server draws its share from the key that it has with the owner
+open        the servers swap their shares; to the dealer they send them masked by what they draw together
+deal        a random value: both servers draw their shares, and the dealer draws what they draw
+            a value of the dealer's: server 0 draws its share, server 1 is sent the rest
+"""
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+
+from hansa.core.errors import ConfigError
+from hansa.core.runtime import Mesh
+from hansa.mpc.protocol import Protocol, Ring, Share
+from hansa.mpc.ring.random import KEY_BYTES, Prg
+
+_DEALER = 2
+_WINDOW = 1 << 26  # bytes that the dealer may be ahead of the servers
+
+
+class Sharing(Protocol):
+    """Who holds what.
+
+    Args:
+      mesh: of three parties.
+      dealer: which of them deals; the last one by name if None.
+    """
+
+    def __init__(self, mesh: Mesh, dealer: str | None = None) -> None:
+        super().__init__(mesh)
+        every = sorted((mesh.me, *mesh.peers))
+        if len(every) != 3:
+            raise ConfigError(f"pond is computed by two servers and a dealer: {', '.join(every)} are given.")
+        if dealer is not None and dealer not in every:
+            raise ConfigError(f"dealer='{dealer}' is no party: choose one of {', '.join(every)}.")
+        last = dealer or every[-1]
+        self.names = (*(name for name in every if name != last), last)
+        self.me = self.names.index(mesh.me)
+        self.other = self.names[1 - self.me] if self.me != _DEALER else ""
+        self._keys = {}
+        for at, name in enumerate(self.names):
+            if at < self.me:
+                self._keys[at] = Prg(bytes(mesh.recv(name, "key")[0]))
+            elif at > self.me:
+                mine = secrets.token_bytes(KEY_BYTES)
+                mesh.send(name, "key", [mine])
+                self._keys[at] = Prg(mine)
+        self._dealt = 0
+
+    # -- messages
+
+    def _send(self, to: str, tag: str, *tensors: torch.Tensor) -> None:
+        self.mesh.send(to, tag, [each.contiguous().numpy().reshape(-1).view("u1").data for each in tensors])
+
+    def _recv(self, sender: str, tag: str, *like: torch.Tensor) -> list[torch.Tensor]:
+        """As many tensors of the shapes and dtypes of these."""
+        buffers = self.mesh.recv(sender, tag)
+        return [
+            torch.frombuffer(raw, dtype=each.dtype).reshape(each.shape) if len(raw) else torch.empty_like(each)
+            for raw, each in zip(buffers, like, strict=True)
+        ]
+
+    def _swap(self, tag: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Server to server."""
+        self._send(self.other, tag, *tensors)
+        return self._recv(self.other, tag, *tensors)
+
+    # -- the dealer's gifts
+
+    def _random(self, shape: Sequence[int], dtype: torch.dtype = torch.int64, boolean: bool = False) -> torch.Tensor:
+        """A random secret: at a server its share, at the dealer the whole."""
+        size = torch.Size(shape)
+        if self.me != _DEALER:
+            return self._keys[_DEALER].draw(size, dtype)
+        mine, theirs = self._keys[0].draw(size, dtype), self._keys[1].draw(size, dtype)
+        return mine ^ theirs if boolean else mine + theirs
+
+    def _deal(self, value: torch.Tensor, boolean: bool = False) -> torch.Tensor:
+        """A secret that the dealer knows: its value there, anything of its shape and dtype at the servers.
+
+        Returns:
+          The share at a server, zeros at the dealer.
+        """
+        if self.me == 0:
+            return self._keys[_DEALER].draw(value.shape, value.dtype)
+        self._dealt += value.numel() * value.element_size()
+        ahead, self._dealt = self._dealt >= _WINDOW, self._dealt % _WINDOW
+        if self.me == 1:
+            (share,) = self._recv(self.names[_DEALER], "deal", value)
+            if ahead:
+                self.mesh.send(self.names[_DEALER], "go on", [])
+            return share
+        mask = self._keys[0].draw(value.shape, value.dtype)
+        self._send(self.names[1], "deal", value ^ mask if boolean else value - mask)
+        if ahead:
+            self.mesh.recv(self.names[1], "go on")
+        return torch.zeros_like(value)
+
+    # -- in and out
+
+    def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
+        """No message from a server; from the dealer one to server 1."""
+        size, zero = torch.Size(shape), torch.zeros(tuple(shape), dtype=torch.int64)
+        if owner not in self.names:
+            raise ConfigError(f"'{owner}' does not compute: let it share its data with `hansa mpc share`.")
+        at = self.names.index(owner)
+        if self.me == at and value is None:
+            raise ConfigError(f"'{owner}' gives no value for its input of shape {tuple(size)}.")
+        if at == _DEALER:
+            return Share((self._deal(zero if value is None else value),))
+        if self.me == _DEALER:
+            return Share((zero,))
+        drawn = self._keys[1 - self.me].draw(size)
+        return Share((drawn if value is None else value - drawn,))
+
+    def constant(self, value: Ring) -> Share:
+        """Server 0's share is the value."""
+        return Share((value if self.me == 0 else torch.zeros_like(value),))
+
+    def constant_bits(self, value: torch.Tensor) -> Share:
+        """Server 0's share is the value."""
+        return Share(self.constant(value).parts, boolean=True)
+
+    def open(self, share: Share, to: Sequence[str] | None = None) -> Ring | None:
+        """Each server to the other; and to the dealer, which drew with them and shall not recognise what it drew."""
+        receivers, (mine,) = self.names if to is None else to, share.parts
+        dealer = self.names[_DEALER]
+        if self.me == _DEALER:
+            if dealer not in receivers:
+                return None
+            a, b = (self._recv(self.names[at], "open", mine)[0] for at in (0, 1))
+            return a ^ b if share.boolean else a + b
+        if dealer in receivers:
+            mask = self._keys[1 - self.me].draw(mine.shape, mine.dtype)
+            mask = mask if share.boolean or self.me == 0 else -mask
+            self._send(dealer, "open", mine ^ mask if share.boolean else mine + mask)
+        if self.other in receivers:
+            self._send(self.other, "open", mine)
+        if self.mesh.me not in receivers:
+            return None
+        (theirs,) = self._recv(self.other, "open", mine)
+        return mine ^ theirs if share.boolean else mine + theirs
