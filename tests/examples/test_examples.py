@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-HELPERS = {"iris/data.py", "iris/job.py"}  # loaded by others, and by `hansa`
+HELPERS = {"iris/data.py", "iris/job.py", "model_owner/job.py"}  # loaded by others, and by `hansa`
 FEDERATIONS = {
     "iris/flower_style/pt_server.py",
     "iris/flower_style/pt_client.py",
-}  # test_flower.py starts them together
+    "model_owner/run.py",
+}  # test_flower.py and test_model_owner.py start them
 PAPERS = {path.relative_to(EXAMPLES).as_posix() for path in (EXAMPLES / "papers").glob("*.py")}  # see test_papers.py
 SCRIPTS = sorted(
     {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")} - HELPERS - FEDERATIONS - PAPERS
