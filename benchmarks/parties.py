@@ -25,7 +25,8 @@ def play(names: Sequence[str], act: Callable[..., Any], *given: Any, timeout_s: 
         authority = Authority.create(Path(folder) / "authority", "benchmark")
         for name in names:
             authority.issue(name, "party", hosts=["127.0.0.1"]).rename(Path(folder) / f"{name}.pem")
-        parties = Parties(tuple(Party(name, f"127.0.0.1:{port}") for name, port in zip(names, _ports(len(names)))))
+        ports = _ports(len(names))
+        parties = Parties(tuple(Party(name, f"127.0.0.1:{port}") for name, port in zip(names, ports, strict=True)))
         pipes = [context.Pipe() for _ in names]
         children = [
             context.Process(target=_party, args=(folder, parties, name, act, given, pipe[1]), daemon=True)

@@ -4,8 +4,8 @@
 
 Each line is a figure: name, value, unit, and what it is held against.
 
-glm: logistic regression of 30,000 rows, 13 columns and the labels at one owner, 10 at the other; one epoch in batches of
-1,024. The seconds hold sharing, training and opening; AUC is that of scikit-learn's fit of the joined table.
+glm: logistic regression of 30,000 rows, 13 columns and the labels at one owner, 10 at the other; one epoch in batches
+of 1,024. The seconds hold sharing, training and opening; AUC is that of scikit-learn's fit of the joined table.
 """
 
 import sys
