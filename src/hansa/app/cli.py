@@ -76,10 +76,14 @@ app = typer.Typer(
     epilog="Every failure says what to do and ends with a documented code: docs/reference/exit-codes.md",
 )
 job_app = typer.Typer(no_args_is_help=True, help="Look at a job before it runs: show it, check it.")
+mpc_app = typer.Typer(
+    no_args_is_help=True, help="Programs on secret shares: run them, estimate them, share and reveal."
+)
 enrol_app = typer.Typer(no_args_is_help=True, help="Who may take part: the federation's authority and its members.")
 privacy_app = typer.Typer(no_args_is_help=True, help="What noise a job needs, what it costs, and budgets.")
 app.add_typer(job_app, name="job", rich_help_panel="A job")
 app.add_typer(privacy_app, name="privacy", rich_help_panel="A job")
+app.add_typer(mpc_app, name="mpc", rich_help_panel="Secret shares")
 app.add_typer(enrol_app, name="enrol", rich_help_panel="A federation")
 
 
@@ -729,6 +733,82 @@ def privacy_budget(
     from hansa.app.privacy_commands import budget
 
     budget(state, epsilon, delta, population)
+
+
+# -- secret shares
+
+_SCRIPT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+Script = Annotated[Path, typer.Argument(metavar="SCRIPT.PY", help="An ordinary script that calls hansa.mpc.connect().")]
+ScriptArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="...", help="The script's own arguments.", show_default=False)
+]
+PartiesFile = Annotated[
+    Path, typer.Option("--parties", "--to", metavar="FILE.TOML", help="Names and addresses, the same at every party.")
+]
+ProtocolName = Annotated[
+    str, typer.Option("--protocol", metavar="NAME", help="aby3, pond, two_party, or plain for one party.")
+]
+Truncation = Annotated[
+    str, typer.Option("--truncation", metavar="exact|fast", help="Fast: fewer bytes, and a stated risk of wild values.")
+]
+Sigmoid = Annotated[
+    str, typer.Option("--sigmoid", metavar="spline|three", help="Three: cheap, and wrong by up to 0.12.")
+]
+Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="How long the others may take to come.")]
+
+
+@mpc_app.command("local", context_settings=_SCRIPT)
+def mpc_local(
+    script: Script,
+    arguments: ScriptArguments = None,
+    names: Annotated[
+        str, typer.Option("--names", metavar="A,B,C", help="What the parties are called; party-0, party-1, … if not.")
+    ] = "",
+    parties: Annotated[
+        Path | None, typer.Option("--parties", metavar="FILE.TOML", help="Take the names from this file.")
+    ] = None,
+    protocol: ProtocolName = "aby3",
+    truncation: Truncation = "exact",
+    sigmoid: Sigmoid = "spline",
+    reports: Annotated[
+        Path | None, typer.Option("--reports", metavar="DIR", help="Write each party's report here as NAME.json.")
+    ] = None,
+) -> None:
+    """Run all parties of a program on this machine, each a process with an identity for this run alone.
+
+    Example:  hansa mpc local train.py --epochs 5
+    """
+    from hansa.app.mpc_commands import Choices, local
+
+    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid)
+    local(script, arguments or [], [name for name in names.split(",") if name], parties, choices, reports)
+
+
+@mpc_app.command("party", context_settings=_SCRIPT)
+def mpc_party(
+    script: Script,
+    parties: PartiesFile,
+    arguments: ScriptArguments = None,
+    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Which party this is.")] = None,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", metavar="FILE.PEM", help="Its identity file. Default: NAME.pem.")
+    ] = None,
+    protocol: ProtocolName = "aby3",
+    truncation: Truncation = "exact",
+    sigmoid: Sigmoid = "spline",
+    wait: Wait = 60.0,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.JSON", help="Write what was computed and sent here.")
+    ] = None,
+) -> None:
+    """Run one party of a program; every computing party runs the same script.
+
+    Example:  hansa mpc party --me bank --parties parties.toml --identity bank.pem train.py
+    """
+    from hansa.app.mpc_commands import Choices, party
+
+    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, wait_s=wait)
+    party(script, arguments or [], me, parties, identity, choices, report)
 
 
 # -- enrolment

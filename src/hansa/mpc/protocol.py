@@ -89,11 +89,14 @@ class Protocol(ABC):
     Attributes:
       parties: how many compute.
       corruption: against whom it protects, in words, for reports and pages.
+      holdings: which summands of a secret each party holds, in the parties' order by name: x is the sum of all
+        summands. A party that holds none (a dealer) has one part of zeros.
     """
 
     name: ClassVar[str]
     parties: ClassVar[int]
     corruption: ClassVar[str]
+    holdings: ClassVar[tuple[tuple[int, ...], ...]]
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh

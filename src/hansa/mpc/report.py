@@ -6,11 +6,12 @@ session.report()      a table of calls, seconds, rounds and bytes
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
+from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
 from hansa.mpc.protocol import Bilinear, Cost, Protocol, Ring, Share
 
@@ -27,16 +28,45 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Totals by operation, and what was revealed to whom.
+class Opened:
+    """A tensor that crossed the border of secrecy.
 
     Args:
-      lines: operation to totals; nested operations count in both.
-      revealed: receivers and shape of every opened tensor.
+      parties: who gave it, or who learnt it.
+      shape: of the tensor.
     """
 
+    parties: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one party has computed and sent, who gave what, and what was revealed to whom.
+
+    Args:
+      me: whose report this is.
+      parties: all that compute.
+      protocol: among them.
+      lines: operation to totals.
+      shared: what was shared, and by whom, in order.
+      revealed: what was opened, and to whom, in order.
+      sent_bytes: to each other party.
+      rounds: messages waited for one after another.
+      seconds: since the session began.
+      busy_seconds: of them, those that this process's processor worked, on all its cores.
+    """
+
+    me: str
+    parties: tuple[str, ...]
+    protocol: str
     lines: dict[str, Line]
-    revealed: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = ()
+    shared: tuple[Opened, ...] = ()
+    revealed: tuple[Opened, ...] = ()
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+    rounds: int = 0
+    seconds: float = 0.0
+    busy_seconds: float = 0.0
 
     def __str__(self) -> str:
         head = f"{'operation':<16}{'calls':>8}{'elements':>14}{'seconds':>10}{'rounds':>8}{'MB sent':>10}"
@@ -45,8 +75,25 @@ class Report:
             f"{line.sent_bytes / 1e6:>10.3f}"
             for name, line in sorted(self.lines.items(), key=lambda pair: -pair[1].seconds)
         ]
-        opened = [f"revealed to {', '.join(to)}: shape {shape}" for to, shape in self.revealed]
+        opened = [f"revealed to {', '.join(each.parties)}: shape {each.shape}" for each in self.revealed]
         return "\n".join([head, *body, *opened])
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> "Report":
+        """What `to_json` gave; ConfigError for anything else."""
+        try:
+            opened = {
+                name: tuple(Opened(tuple(each["parties"]), tuple(each["shape"])) for each in facts[name])
+                for name in ("shared", "revealed")
+            }
+            lines = {name: Line(**line) for name, line in facts["lines"].items()}
+            return cls(**{**facts, **opened, "lines": lines, "parties": tuple(facts["parties"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"this is no report of a session: {error!r}.") from None
 
 
 class Meter(Protocol):
@@ -55,11 +102,14 @@ class Meter(Protocol):
     name = "meter"
     parties = 0
     corruption = "as the protocol that it counts"
+    holdings = ()
 
     def __init__(self, protocol: Protocol, mesh: Mesh) -> None:
         super().__init__(mesh)
         self.protocol = protocol
-        self.revealed: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+        self.shared: list[Opened] = []
+        self.revealed: list[Opened] = []
+        self._began, self._busy = time.perf_counter(), time.process_time()
         self._lines: dict[str, Line] = {}
 
     @contextmanager
@@ -77,7 +127,13 @@ class Meter(Protocol):
 
     def report(self) -> Report:
         """Totals until now."""
-        return Report({name: Line(**vars(line)) for name, line in self._lines.items()}, tuple(self.revealed))
+        counters = self.mesh.counters
+        return Report(
+            me=self.mesh.me, parties=tuple(sorted((self.mesh.me, *self.mesh.peers))), protocol=self.protocol.name,
+            lines={name: replace(line) for name, line in self._lines.items()}, shared=tuple(self.shared),
+            revealed=tuple(self.revealed), sent_bytes=dict(counters.sent_bytes), rounds=counters.rounds,
+            seconds=time.perf_counter() - self._began, busy_seconds=time.process_time() - self._busy,
+        )  # fmt: skip
 
     def _counted(self, name: str, run: Any, *args: Any) -> Any:
         with self.operation(name, args[0].parts[0].numel() if isinstance(args[0], Share) else 0):

@@ -27,12 +27,12 @@ import torch
 
 from hansa.core.errors import ConfigError, DataError
 from hansa.core.runtime import Mesh
+from hansa.crypto.identity import Identity
 from hansa.mpc import operations
-from hansa.mpc.aby3 import Aby3
 from hansa.mpc.fixed import Engine, Fixed
-from hansa.mpc.plain import Plain
-from hansa.mpc.protocol import Protocol
-from hansa.mpc.report import Meter, Report
+from hansa.mpc.place import Place
+from hansa.mpc.protocols import protocol_named
+from hansa.mpc.report import Meter, Opened, Report
 from hansa.mpc.ring import FRACTION_BITS, decode, encode
 from hansa.mpc.secret import SecretTensor
 from hansa.runtimes.mesh import LocalMesh, Parties, TlsMesh
@@ -40,7 +40,6 @@ from hansa.runtimes.mesh.local import together
 
 _log = logging.getLogger("hansa.mpc")
 _T = TypeVar("_T")
-_PROTOCOLS: Mapping[str, type[Protocol]] = {"plain": Plain, "aby3": Aby3}
 _DTYPES = {str(each).removeprefix("torch."): each for each in (torch.float32, torch.float64, torch.int64, torch.bool)}
 
 assert operations.__all__  # importing them registers what the tensors can do
@@ -51,18 +50,19 @@ class Session:
 
     Args:
       mesh: links to the other parties.
-      protocol: `aby3` (three parties) or `plain` (one, for writing programs).
+      protocol: `aby3` (three parties), `pond` (two servers and a dealer, the last by name) or `plain` (one, for
+        writing programs).
       fraction_bits: of all real numbers: their error is 2^−(bits + 1), their largest magnitude 2^(62 − bits).
       sigmoid: `spline` (error below 2e-3) or `three` (0, x + 1/2, 1).
       truncation: `exact`, or `fast` with its stated probability of a wild value.
+      report: a file for the report, as JSON, when the session ends.
     """
 
     def __init__(
         self, mesh: Mesh, protocol: str = "aby3", *, fraction_bits: int = FRACTION_BITS, sigmoid: str = "spline",
-        truncation: str = "exact",
+        truncation: str = "exact", report: str | None = None,
     ) -> None:  # fmt: skip
-        if protocol not in _PROTOCOLS:
-            raise ConfigError(f"protocol='{protocol}': choose one of {', '.join(_PROTOCOLS)}.")
+        chosen = protocol_named(protocol)
         if not 8 <= fraction_bits <= 20:
             raise ConfigError(f"fraction_bits={fraction_bits}: choose 8 to 20.")
         if sigmoid not in ("spline", "three"):
@@ -71,9 +71,9 @@ class Session:
         self.names = tuple(sorted((mesh.me, *mesh.peers)))
         settings = [protocol, fraction_bits, sigmoid, truncation, torch.__version__]
         self._agree("settings", json.dumps(settings).encode())
-        options = {"truncation": truncation} if protocol == "aby3" else {}
-        side = _PROTOCOLS[protocol](mesh, **options)
-        self.meter = Meter(side, mesh)
+        options = {} if protocol == "plain" else {"truncation": truncation}
+        side = chosen(mesh, **options)
+        self.meter, self._report = Meter(side, mesh), report
         self._engine = Engine(self.meter, fraction_bits, sigmoid)
         self._engine.random.manual_seed(int.from_bytes(self._common_seed()[:7], "little"))
 
@@ -112,6 +112,7 @@ class Session:
         shape, name = json.loads(head)
         if name not in _DTYPES:
             raise DataError(f"'{owner}' shares a tensor of type {name}: use floats, integers or booleans.")
+        self.meter.shared.append(Opened((owner,), tuple(shape)))
         with self.meter.operation("share"):
             share = self.meter.input(code, shape, owner)
         bits = self._engine.bits if _DTYPES[name].is_floating_point else 0
@@ -158,7 +159,7 @@ class Session:
             return secret
         shape, value = tuple(secret.shape), secret.value
         _log.info("revealed to %s: a tensor of shape %s", ", ".join(receivers), shape)
-        self.meter.revealed.append((tuple(receivers), shape))
+        self.meter.revealed.append(Opened(tuple(receivers), shape))
         if value.public is not None:
             return value.public.to(secret.dtype) if self.me in receivers else None
         with self.meter.operation("reveal"):
@@ -191,8 +192,13 @@ class Session:
 
     def close(self) -> None:
         """Ends the session together with the other parties."""
+        self._write_report()
         if isinstance(self.mesh, TlsMesh):
             self.mesh.close()
+
+    def _write_report(self) -> None:
+        if self._report is not None:
+            Path(self._report).write_text(json.dumps(self.report().to_json()), encoding="utf-8")
 
     def __enter__(self) -> Self:
         torch.backends.mkldnn.set_flags(False)  # its recurrent layers are one operation, which no protocol has
@@ -202,30 +208,65 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         torch.backends.mkldnn.set_flags(True)
+        self._write_report()
         if isinstance(self.mesh, TlsMesh):
             self.mesh.__exit__(kind, error, trace)
 
 
 def connect(
-    parties: str | os.PathLike[str] | Parties, *, identity: str | os.PathLike[str], protocol: str = "aby3",
-    program: str | os.PathLike[str] | None = None, wait_s: float = 60.0, **options: Any,
+    parties: str | os.PathLike[str] | Parties | None = None, *, identity: str | os.PathLike[str] | None = None,
+    protocol: str | None = None, program: str | os.PathLike[str] | None = None, wait_s: float = 60.0, **options: Any,
 ) -> Session:  # fmt: skip
-    """A session with the parties of a file, over mutual TLS.
+    """A session with the parties of a file, over mutual TLS; without arguments, as `hansa mpc` decided.
 
     Args:
-      parties: the file, or what was read from it.
+      parties: the file, or what was read from it; those of them that compute take part.
       identity: this party's identity file, of role `party`.
-      protocol: see `Session`.
+      protocol: see `Session`; what the command said if None, else aby3.
       program: the file whose content all parties must share; the calling script if None.
       wait_s: for the others to come.
       options: of `Session`.
+
+    Raises:
+      ConfigError: there are more or fewer parties than the protocol has, or this one does not compute.
+      Refused: another party has another program, other settings or another file of parties.
+      Unreachable: a party did not come.
+      IdentityError: a certificate is not that of the party.
     """
-    known = parties if isinstance(parties, Parties) else Parties.read(parties)
+    report = None
+    if parties is None:
+        place = Place.current()
+        protocol, program, wait_s = protocol or place.protocol, place.script, place.wait_s
+        options, report = {**place.options, **options}, place.report
+        if place.parties is None or place.identity is None:
+            return Session(LocalMesh.of(["party-0"])[0], protocol, report=report, **options)
+        parties, identity = place.parties, place.identity
+    if identity is None:
+        raise ConfigError("connect(parties) needs identity=, this party's identity file.")
+    known, protocol = parties if isinstance(parties, Parties) else Parties.read(parties), protocol or "aby3"
+    computing = computing_parties(known, protocol)
     file = Path(program) if program is not None else Path(sys.argv[0])
     content = file.read_bytes() if file.is_file() else b""
-    settings = json.dumps([protocol, sorted(options.items())]).encode()
+    settings = json.dumps([protocol, sorted(options.items()), known.digest().hex()]).encode()
     digest = hashlib.sha256(hashlib.sha256(content).digest() + settings).digest()
-    return Session(TlsMesh(str(identity), known, digest, wait_s=wait_s), protocol, **options)
+    me = Identity.load(str(identity)).name
+    if me in known.names and me not in computing.names:
+        raise ConfigError(
+            f"'{me}' does not compute, by the file of parties: it gives data with `hansa mpc share` and takes results "
+            "with `hansa mpc reveal`."
+        )
+    return Session(TlsMesh(str(identity), computing, digest, wait_s=wait_s), protocol, report=report, **options)
+
+
+def computing_parties(known: Parties, protocol: str) -> Parties:
+    """Those that compute; ConfigError unless they are as many as the protocol has."""
+    names, wanted = known.with_role("computing"), protocol_named(protocol).parties
+    if len(names) != wanted:
+        raise ConfigError(
+            f"'{protocol}' is computed by {wanted} parties, and {len(names)} of the file's parties compute "
+            f"({', '.join(names)}): give the others roles without 'computing', or choose another protocol."
+        )
+    return known.only(names)
 
 
 def local(program: Callable[[Session], _T], protocol: str = "aby3", **options: Any) -> list[_T]:
@@ -236,11 +277,10 @@ def local(program: Callable[[Session], _T], protocol: str = "aby3", **options: A
       protocol: see `Session`.
       options: of `Session`.
     """
-    if protocol not in _PROTOCOLS:
-        raise ConfigError(f"protocol='{protocol}': choose one of {', '.join(_PROTOCOLS)}.")
+    side = protocol_named(protocol)
     if len(inspect.signature(program).parameters) != 1:
         raise ConfigError("the program of hansa.mpc.local takes one argument, the session of its party.")
-    names = [f"party-{at}" for at in range(_PROTOCOLS[protocol].parties)]
+    names = [f"party-{at}" for at in range(side.parties)]
 
     def party(mesh: LocalMesh) -> _T:
         with Session(mesh, protocol, **options) as session:

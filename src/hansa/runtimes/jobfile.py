@@ -17,7 +17,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -143,13 +144,20 @@ def _call(function: Any, name: str, count: int | None, path: Path) -> Any:
         raise ConfigError(f"`clients({parameters[0].name})` in {name} needs a number: give --clients N.")
     if count is not None and count < 1:
         raise ConfigError(f"--clients {count}: at least 1 is needed.")
-    try:
+    with explained(path):
         return function() if count is None else function(count)
+
+
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """Turns what a user's own code raises into one sentence with its line; Hansa's own errors get it as a note."""
+    try:
+        yield
     except HansaError as error:
-        _note(error, path)
+        _note(error, file)
         raise
     except Exception as error:
-        raise _failed(error, path) from error
+        raise _failed(error, file) from error
 
 
 def load_module(path: str | os.PathLike[str]) -> ModuleType:
@@ -182,14 +190,10 @@ def load_module(path: str | os.PathLike[str]) -> ModuleType:
     importlib.invalidate_caches()
     without_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a job's folder stays as it is
     try:
-        loader.exec_module(module)
+        with explained(file):
+            loader.exec_module(module)
     except BaseException as error:
         sys.modules.pop(name, None)
-        if isinstance(error, HansaError):
-            _note(error, file)
-            raise
-        if isinstance(error, Exception):
-            raise _failed(error, file) from error
         if isinstance(error, SystemExit):
             raise ConfigError(f"{file.name} ended the program ({error}): take sys.exit out of it.") from error
         raise

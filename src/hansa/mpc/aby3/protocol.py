@@ -29,6 +29,7 @@ class Aby3(Conversion):
     name: ClassVar[str] = "aby3"
     parties: ClassVar[int] = 3
     corruption: ClassVar[str] = "any one of the three parties, which follows the protocol"
+    holdings = ((0, 1), (1, 2), (2, 0))
 
     def __init__(self, mesh: Mesh, computing: Sequence[str] | None = None, *, truncation: str = "exact") -> None:
         if truncation not in ("exact", "fast"):

@@ -16,6 +16,7 @@ class Plain(Protocol):
     name: ClassVar[str] = "plain"
     parties: ClassVar[int] = 1
     corruption: ClassVar[str] = "nobody: the one party sees all values"
+    holdings = ((0,),)
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__(mesh)

@@ -127,7 +127,14 @@ class TlsMesh(Mesh):
     def _meet(self, wait_s: float) -> None:
         until = time.monotonic() + wait_s
         host, port = self._parties[self.me].endpoint
-        listener = socket.create_server((host, port), family=_family(host), backlog=len(self.peers) + 4)
+        try:
+            listener = socket.create_server((host, port), family=_family(host), backlog=len(self.peers) + 4)
+        except OSError as error:
+            address = self._parties[self.me].address
+            raise ConfigError(
+                f"'{self.me}' cannot listen at {address} ({error.strerror}): its address in the file of parties is one "
+                "of this machine, and each party has its own."
+            ) from None
         waiting = threading.Thread(target=self._accept, args=(listener, until), daemon=True)
         waiting.start()
         try:
