@@ -1,0 +1,11 @@
+"""Gradient-boosted trees over histograms, whoever has the columns or the rows.
+
+fit(columns, labels, settings)      where one party has everything
+grow(sources, gradients, …)         one tree over columns of many owners: hansa.vertical.boosting has the encrypted ones
+"""
+
+from hansa.algorithms.trees.boost import fit
+from hansa.algorithms.trees.settings import Boosting
+from hansa.algorithms.trees.tree import Boosted, Split, Tree, joined
+
+__all__ = ["Boosted", "Boosting", "Split", "Tree", "fit", "joined"]
