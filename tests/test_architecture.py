@@ -27,7 +27,13 @@ OUTWARD = {"socket", "ssl", "grpc", "ray", "sqlite3", "sqlalchemy", "subprocess"
 OUTWARD_ROOMS = {"runtimes", "fleet", "remote", "app"}
 FRAMEWORKS = {"torch", "jax", "keras", "sklearn", "xgboost", "tensorflow", "flax"}
 # data: the bundled data sets; testing: attacks that differentiate through a network's own update
-FRAMEWORK_ROOMS = {"adapters": FRAMEWORKS, "mpc": {"torch"}, "data": {"sklearn"}, "testing": {"torch"}}
+FRAMEWORK_ROOMS = {
+    "adapters": FRAMEWORKS,
+    "mpc": {"torch"},
+    "vertical": {"torch"},
+    "data": {"sklearn"},
+    "testing": {"torch"},
+}
 AUDIT = "app/audit.py"  # the one file beside tests that may attack: `hansa audit` is for users
 UNSAFE = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "jsonpickle"}
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc"}
