@@ -1,20 +1,17 @@
-"""Local training: what the PyTorch adapter costs over a plain loop, and how fast MNIST's 2NN is learnt.
+"""Local training: what the PyTorch adapter costs over a plain loop.
 
-    python benchmarks/local.py [cost] [learning]          both without arguments; learning needs HANSA_DATA
+    python benchmarks/local.py
 
-Each line is a figure: name, value, unit, and what it is held against.
+Each line is a figure: name, value, unit, and what it is held against. How fast MNIST is learnt is told by
+`examples/papers/fedavg_mnist.py`.
 
-cost: McMahan's 2NN (784-200-200-10), one client of 600 examples, batch 10, one epoch of SGD, one thread. A hand-written
+McMahan's 2NN (784-200-200-10), one client of 600 examples, batch 10, one epoch of SGD, one thread. A hand-written
 PyTorch loop (`torch.optim.SGD`) and `TorchModel.fit` take turns; medians. Ours includes loading and returning tensors
 and the metrics of training, the plain loop does neither.
-
-learning: 100 clients, C = 0.1, E = 1, B = 10, lr 0.2, by `hansa.train` in one process; the first round whose test
-accuracy is 97 %. The reference is the same by plain PyTorch (single seeds): 45 rounds IID, 167 on the two-shard split.
 """
 
 import functools
 import statistics
-import sys
 import time
 
 import numpy as np
@@ -25,7 +22,6 @@ from torch import nn
 import hansa
 
 WORK = hansa.LocalWork(lr=0.2, epochs=1, batch_size=10)
-TARGET = 0.97
 
 
 def net() -> nn.Module:
@@ -73,36 +69,5 @@ def cost(repeats: int = 60) -> None:
     figure("2NN epoch, median of paired ratios", ratio, "x", "target 1.15")
 
 
-def learning(split: str, rule: object, rounds: int, reference: int, seed: int = 1) -> None:
-    train, test = hansa.data.mnist((784,))
-    clients = hansa.data.partition(train, rule, clients=100, seed=seed)
-    job = hansa.Job(
-        model=hansa.TorchModel(net, F.cross_entropy),
-        algorithm=hansa.FedAvg(WORK),
-        pipeline=hansa.Pipeline([hansa.WeightedMean()], hansa.Sum()),
-        cohort=10,
-        rounds=rounds,
-        evaluation=hansa.Evaluation(data=test),
-        seed=seed,
-    )
-    began = time.perf_counter()
-    history = hansa.train(job, clients)
-    seconds = (time.perf_counter() - began) / rounds
-    accuracy = [record.central["accuracy"] for record in history.rounds]
-    reached = next((i for i, one in enumerate(accuracy, start=1) if one >= TARGET), None)
-    against = f"target {rounds}, reference {reference}"
-    if reached is None:
-        print(f"MNIST 2NN {split}: 97 % not reached in {rounds} rounds (best {max(accuracy):.4f}); {against}")
-    else:
-        figure(f"MNIST 2NN {split}, rounds to 97 %", reached, "rounds", f"{reached / reference:.2f} x; {against}")
-    figure(f"MNIST 2NN {split}, accuracy after {rounds}", max(accuracy[-1:]), "")
-    figure(f"MNIST 2NN {split}, a round with evaluation", seconds, "s")
-
-
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["cost", "learning"]
-    if "cost" in wanted:
-        cost()
-    if "learning" in wanted:
-        learning("IID", hansa.data.IID(), rounds=60, reference=45)
-        learning("two-shard split", hansa.data.Shards(2), rounds=250, reference=167)
+    cost()

@@ -1,24 +1,28 @@
 """Simulation: examples trained a second through `hansa.train`, beside a plain PyTorch loop in as many processes.
 
-    python benchmarks/simulation.py [T1 T2 T3 T4] [--processes 2] [--seconds 8] [--loop auto]
+    python benchmarks/simulation.py [T1 T2 T3 T4] [--processes 2] [--seconds 8] [--loop auto] [--precision bf16]
 
     T1   McMahan's MNIST 2NN, 100 clients of 600 examples, batches of 10, 10 clients a round
     T2   McMahan's MNIST CNN (1,663,370 parameters), the same
     T3   EMNIST-62 CNN of Reddi et al., 3,400 ragged clients, batches of 20
     T4   next character, 2 × LSTM 256, sequences of 80, 715 clients of 200, batches of 10
 
-Data is random, of the right shapes. One line a figure: name, value, unit; and the ratio of the two.
+Data is random, of the right shapes. One line a figure: name, value, unit; and the ratio of the two: of wall time, and
+of the CPU time of all processes, which tells more where other programs keep the machine busy. `overhead` is the CPU
+time of a round in one process that is not spent in the model's `fit`.
 """
 
 import argparse
 import dataclasses
 import math
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -102,15 +106,26 @@ class RandomClients(Clients):
         return Dataset(x=pool["x"][rows], y=pool["y"][rows])
 
 
-def plain(task: str, seconds: float, out: "multiprocessing.Queue[float]", barrier: "multiprocessing.Barrier") -> None:
-    """One process of the hand-written loop: examples a second."""
+@dataclass(frozen=True)
+class Rate:
+    """Examples a second of wall time, and examples a second of CPU time of all processes together."""
+
+    wall: float
+    cpu: float
+
+    def over(self, other: "Rate") -> str:
+        return f"ratio {self.wall / other.wall:.2f}, by CPU time {self.cpu / other.cpu:.2f}"
+
+
+def plain(task: str, seconds: float, out: "multiprocessing.Queue[Rate]", barrier: "multiprocessing.Barrier") -> None:
+    """One process of the hand-written loop."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net, clients, batch, seen = NETS[task](), RandomClients(task), BATCH[task], 0
     weights = list(net.parameters())
     datasets = [clients.open(client) for client in clients.ids[:40]]
     barrier.wait()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         data = datasets[seen % len(datasets)]
         x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
@@ -121,38 +136,74 @@ def plain(task: str, seconds: float, out: "multiprocessing.Queue[float]", barrie
             seen += len(x[at : at + batch])
             if time.perf_counter() - began > seconds:
                 break
-    out.put(seen / (time.perf_counter() - began))
+    out.put(Rate(seen / (time.perf_counter() - began), seen / (time.process_time() - cpu)))
 
 
-def plain_rate(task: str, processes: int, seconds: float) -> float:
+def plain_rate(task: str, processes: int, seconds: float) -> Rate:
     context = multiprocessing.get_context("spawn")
     out, barrier = context.Queue(), context.Barrier(processes)
     children = [context.Process(target=plain, args=(task, seconds, out, barrier)) for _ in range(processes)]
     for child in children:
         child.start()
-    rate = sum(out.get() for _ in children)
+    rates = [out.get() for _ in children]
     for child in children:
         child.join()
-    return rate
+    return Rate(sum(rate.wall for rate in rates), statistics.mean(rate.cpu for rate in rates))
 
 
-def our_rate(task: str, processes: int, seconds: float, loop: str) -> tuple[float, float]:
-    """Examples a second through `hansa.train`, the median of its rounds after two; and rounds a second."""
-    clients = RandomClients(task)
-    job = hansa.Job(
-        model=hansa.TorchModel(NETS[task], F.cross_entropy, loop=loop),
+def cpu_s() -> float:
+    """CPU seconds of this process and its children that are alive."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def job_of(task: str, rounds: int, **settings: str | None) -> hansa.Job:
+    return hansa.Job(
+        model=hansa.TorchModel(NETS[task], F.cross_entropy, **settings),
         algorithm=hansa.FedAvg(hansa.LocalWork(lr=LR[task], epochs=1, batch_size=BATCH[task])),
         pipeline=hansa.Pipeline([hansa.WeightedMean()], hansa.Sum()),
         cohort=COHORT,
-        rounds=3,
+        rounds=rounds,
     )
+
+
+def our_rate(task: str, processes: int, seconds: float, **settings: str | None) -> Rate:
+    """Through `hansa.train`, the median of its rounds after two."""
+    clients, used = RandomClients(task), []
     mean = float(np.mean(clients._pool[2])) * COHORT
     runtime = hansa.Processes(processes) if processes > 1 else hansa.Local()
-    probe = hansa.train(job, clients, runtime=runtime)
+    probe = hansa.train(job_of(task, 3, **settings), clients, runtime=runtime)
     rounds = max(5, math.ceil(seconds / probe.rounds[-1].seconds))
-    history = hansa.train(dataclasses.replace(job, rounds=rounds), clients, runtime=runtime)
+    history = hansa.train(
+        job_of(task, rounds, **settings), clients, runtime=runtime, observe=lambda record: used.append(cpu_s())
+    )
     times = [record.seconds for record in history.rounds[2:]]
-    return mean / statistics.median(times), 1 / statistics.median(times)
+    return Rate(mean / statistics.median(times), mean / statistics.median(np.diff(used[1:])))
+
+
+class Timed(hansa.TorchModel):
+    """Notes the CPU time that `fit` takes."""
+
+    spent = 0.0
+
+    def fit(self, *given):
+        began = time.process_time()
+        try:
+            return super().fit(*given)
+        finally:
+            Timed.spent += time.process_time() - began
+
+
+def overhead(task: str, rounds: int) -> float:
+    """The share of a round's CPU time that is not spent in `fit`, in one process, after two rounds."""
+    marks = []
+    job = dataclasses.replace(job_of(task, rounds), model=Timed(NETS[task], F.cross_entropy))
+    hansa.train(job, RandomClients(task), observe=lambda record: marks.append((time.process_time(), Timed.spent)))
+    (began, before), (ended, after) = marks[1], marks[-1]
+    return 1 - (after - before) / (ended - began)
 
 
 def main() -> None:
@@ -161,14 +212,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--loop", default="auto")
+    parser.add_argument("--precision")
     asked = parser.parse_args()
+    settings = {"loop": asked.loop, "precision": asked.precision}
     for task in asked.tasks:
         before = plain_rate(task, asked.processes, asked.seconds / 2)
-        ours, rounds = our_rate(task, asked.processes, asked.seconds, asked.loop)
-        reference = (before + plain_rate(task, asked.processes, asked.seconds / 2)) / 2
-        print(f"{task} plain loop, {asked.processes} processes: {reference:.0f} examples/s")
-        ratio = f"ratio {ours / reference:.2f}"
-        print(f"{task} hansa.train: {ours:.0f} examples/s ({rounds:.2f} rounds/s); {ratio}", flush=True)
+        ours = our_rate(task, asked.processes, asked.seconds, **settings)
+        after = plain_rate(task, asked.processes, asked.seconds / 2)
+        reference = Rate((before.wall + after.wall) / 2, (before.cpu + after.cpu) / 2)
+        print(f"{task} plain loop, {asked.processes} processes: {reference.wall:.0f} examples/s")
+        print(f"{task} hansa.train: {ours.wall:.0f} examples/s  ({ours.over(reference)})")
+        print(f"{task} overhead: {100 * overhead(task, 8):.1f} % of a round", flush=True)
 
 
 if __name__ == "__main__":

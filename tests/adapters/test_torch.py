@@ -410,6 +410,19 @@ def test_several_inputs_are_handed_over_in_order(data):
         fit(model, data)
 
 
+@pytest.mark.parametrize("loop", ["plain", "replay"])
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_that_is_no_class_is_named(loop, label):
+    y = np.arange(20) % 3
+    y[13] = label
+    data = Dataset(x=np.ones((20, 12)), y=y)
+    model = TorchModel(mlp, F.cross_entropy, loop=loop)
+    with pytest.raises(DataError, match=f"column 'y' has the label {label}, and the model gives no such class"):
+        fit(model, data)
+    with pytest.raises(DataError, match=f"column 'y' has the label {label}"):
+        model.evaluate(model.init(0), data)
+
+
 def test_columns_of_text_are_refused(data):
     with pytest.raises(DataError, match="column 'x' is <U1"):
         fit(TorchModel(mlp, F.cross_entropy), Dataset(x=np.array([["a"]]), y=[0]))

@@ -172,7 +172,7 @@ def test_a_replay_that_differs_from_the_plain_loop_is_not_used(monkeypatch, capl
 
 
 @pytest.mark.parametrize("net", [mlp, convolutions, lstm, attention])
-def test_the_third_batch_size_is_scaled_from_two_that_were_traced(net, monkeypatch):
+def test_the_third_batch_size_of_a_class_is_scaled_from_two_that_were_traced(net, monkeypatch):
     traced = []
     honest = torch_replay.trace
     monkeypatch.setattr(torch_replay, "trace", lambda *given: (traced.append(len(given[5])), honest(*given))[1])
@@ -182,7 +182,7 @@ def test_the_third_batch_size_is_scaled_from_two_that_were_traced(net, monkeypat
         asked = LocalWork(lr=0.05, epochs=1, batch_size=10)
         one, other = (fit(each, asked, net is lstm, examples) for each in (model, plain))
         assert apart(one.params, other.params) < 1e-9
-    assert traced == [10, 3]
+    assert traced == [10, 3, 7], "10 is of the class for which long layers are turned"
 
 
 class Wide(nn.Module):
@@ -255,3 +255,23 @@ def test_an_unknown_loop_is_named_with_the_choices():
 
     with pytest.raises(ConfigError, match="loop='fast': choose 'auto', 'measure' or one of"):
         TorchModel(mlp, F.cross_entropy, loop="fast")
+
+
+@pytest.mark.parametrize("net", [mlp, convolutions, lstm, attention])
+def test_bfloat16_multiplies_coarsely_and_keeps_its_parameters_in_float32(net, caplog):
+    plain = TorchModel(net, F.cross_entropy, loop="plain", precision="bf16")
+    asked = LocalWork(lr=0.05, steps=5, batch_size=10)
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        replayed, looped = (fit(replace(plain, loop=loop), asked, net is lstm) for loop in ("replay", "plain"))
+    assert not caplog.records, "it was replayed"
+    exact = fit(replace(plain, precision=None), asked, net is lstm)
+    assert {np.asarray(a).dtype for name, a in replayed.params.items() if "batches" not in name} == {np.dtype("f4")}
+    assert apart(replayed.params, looped.params) < 0.05
+    assert 1e-6 < apart(replayed.params, exact.params) < 0.05
+
+
+def test_a_precision_that_is_not_there_is_named_with_the_choice():
+    from hansa.core.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="precision='fp8': choose 'bf16', or None"):
+        TorchModel(mlp, F.cross_entropy, precision="fp8")

@@ -9,13 +9,14 @@ rng alone; all that one process fits goes through one lock, since PyTorch's thre
 import functools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,10 +34,13 @@ except ModuleNotFoundError as error:
     raise MissingExtra("TorchModel", "torch", "torch") from error
 
 from hansa.adapters.torch_descent import InPlaceDescent
-from hansa.adapters.torch_loss import Task, carried, check_shapes, correct, ready, task
+from hansa.adapters.torch_loss import Task, carried, check_shapes, ready, task
 from hansa.adapters.torch_native import Untraceable
+from hansa.adapters.torch_network import Network, array, fill, named
+from hansa.adapters.torch_precision import BF16, call
 from hansa.adapters.torch_program import Program, digest
-from hansa.adapters.torch_replay import LONE, Replay, Shapes as ColumnShapes
+from hansa.adapters.torch_replay import LONE, Replay
+from hansa.adapters.torch_visit import Columns, Tally
 
 DEVICE = "HANSA_DEVICE"  # environment variable: where this worker trains
 EVALUATION_BATCH = 512  # examples at a time; decides memory, and nothing else
@@ -61,6 +65,8 @@ class TorchModel(Model):
       inputs: columns handed to the module, in order.
       targets: columns handed to the loss; several come as a tuple.
       dtype: of all float tensors; None leaves the module's own (float32 or float64).
+      precision: `bf16` multiplies matrices in bfloat16 while it trains, which is faster where the hardware has it, and
+        less exact: see `torch_precision`. Parameters, their updates and evaluation stay as `dtype` says.
       device: where to train, as `cpu` or `cuda:0`; None asks the environment variable HANSA_DEVICE, then takes the CPU.
       threads: that PyTorch may use during `fit` and `evaluate`; part of what decides float rounding.
       loop: how `fit` runs its steps: `plain` or `replay` (traced once, run natively without autograd; what cannot be
@@ -94,6 +100,7 @@ class TorchModel(Model):
     inputs: Sequence[str] = field(default=("x",), kw_only=True)
     targets: Sequence[str] = field(default=("y",), kw_only=True)
     dtype: str | None = field(default=None, kw_only=True)
+    precision: str | None = field(default=None, kw_only=True)
     device: str | None = field(default=None, kw_only=True, metadata=SPEED)
     threads: int = field(default=1, kw_only=True, metadata=SPEED)
     loop: str = field(default="auto", kw_only=True, metadata=SPEED)
@@ -109,16 +116,18 @@ class TorchModel(Model):
         if self.dtype not in (None, "float32", "float64"):
             raise ConfigError(
                 f"dtype='{self.dtype}': parameters are kept in float32 or float64; for half precision "
-                "use torch.autocast inside the module's forward."
+                "use precision='bf16'."
             )
+        if self.precision not in (None, BF16):
+            raise ConfigError(f"precision='{self.precision}': choose '{BF16}', or None for that of the parameters.")
         if self.threads < 1:
             raise ConfigError(f"threads={self.threads}: at least 1 is needed.")
         for name in ("private", "frozen", "inputs", "targets"):
             object.__setattr__(self, name, patterns(getattr(self, name), name))
         kind = task(self.loss)
         object.__setattr__(self, "metrics", bounds(self.measures, kind != Task.VALUES))
-        object.__setattr__(self, "_task", kind)
-        object.__setattr__(self, "_kept", {})  # device -> the module used by fit and evaluate
+        object.__setattr__(self, "_kind", kind)
+        object.__setattr__(self, "_kept", {})  # device -> what fit and evaluate keep
 
     @classmethod
     def exported(cls, path: str | os.PathLike[str], loss: Any, **settings: Any) -> "TorchModel":
@@ -139,7 +148,7 @@ class TorchModel(Model):
         """Parameters and buffers of a new module that was built with this seed."""
         with _LOCK, _random(seed, "cpu"):
             module = self._build()
-        return Tensors({name: _array(tensor) for name, tensor in _named(module).items()})
+        return Tensors({name: array(tensor) for name, tensor in named(module).items()})
 
     def shapes(self) -> Shapes:
         """Names, shapes and dtypes, from one module that is built once."""
@@ -183,19 +192,19 @@ class TorchModel(Model):
         with _LOCK, _random(0, "cpu"):
             module = self._build()
         mismatch(self.shapes(), params.shapes, "the parameters")
-        _load(_named(module), params)
+        fill(named(module), params)
         return module.eval()
 
     @cached_property
     def _facts(self) -> tuple[Shapes, Mapping[str, Role]]:
         with _LOCK, _random(0, "cpu"):
             module = self._build()
-        named = _named(module)
-        own = {name: Role.TRAINABLE if tensor.requires_grad else Role.FROZEN for name, tensor in named.items()}
+        found = named(module)
+        own = {name: Role.TRAINABLE if tensor.requires_grad else Role.FROZEN for name, tensor in found.items()}
         for name, _ in module.named_buffers():
             if name in own:
-                own[name] = Role.BUFFER if named[name].is_floating_point() else Role.FROZEN
-        shapes = {name: (tuple(tensor.shape), dtype_name(tensor)) for name, tensor in sorted(named.items())}
+                own[name] = Role.BUFFER if found[name].is_floating_point() else Role.FROZEN
+        shapes = {name: (tuple(tensor.shape), dtype_name(tensor)) for name, tensor in sorted(found.items())}
         return shapes, assign(own, self.private, self.frozen)
 
     # -- training
@@ -209,31 +218,41 @@ class TorchModel(Model):
             return self._fit(params, data, work, batches, device)
 
     def _fit(self, params: Tensors, data: Any, work: LocalWork, batches: list[np.ndarray], device: str) -> Fit:
-        module = self._module(device)
-        module.load(params)
-        module.train()
-        roles = self.roles()
-        names = [name for name, tensor in module.parameters.items() if roles.get(name, Role.TRAINABLE) in _TRAINED]
-        weights = [module.parameters[name] for name in names]
-        check_terms(work, {name: tuple(w.shape) for name, w in zip(names, weights, strict=True)})
-        pulled = [name for name in names if roles.get(name) != Role.PRIVATE]
-        source, tally = _Columns(data, self.inputs, self.targets, module.dtype, device), _Tally(self)
+        kept = self._kept_on(device)
+        network, weights = kept.network, kept.network.trained
+        network.load(params)
+        network.train()
+        check_terms(work, {name: tuple(weight.shape) for name, weight in weights.items()})
+        source = Columns(data, self.inputs, self.targets, network.dtype, device)
         if work.dp is not None:
-            return self._fit_records(module, names, weights, pulled, len(data), work, source)
-        if module.loop.startswith("replay"):
+            return self._fit_records(network, len(data), work, source)
+        with _labels(self.targets[-1]):
+            tally = self._steps(kept, work, batches, source)
+        if not tally.steps:
+            raise DataError(
+                "batch norm cannot train on single examples: "
+                "raise batch_size, leave clients of one example out, or use group norm."
+            )
+        return Fit(network.copy(), tally.steps, tally.metrics())
+
+    def _steps(self, kept: "_Kept", work: LocalWork, batches: list[np.ndarray], source: Columns) -> Tally:
+        """All steps, replayed if they can be."""
+        network, tally = kept.network, Tally(self._task, self.measures)
+        if kept.replay is not None:
             try:
-                trained = dict(zip(names, weights, strict=True))
-                for run in module.replay(self).fit(work, trained, pulled, module.others(trained), batches, source):
-                    tally.add(*run)
-                return Fit(module.copy(), tally.steps, tally.metrics())
+                runs = kept.replay.fit(work, network.trained, network.pulled, network.others(), batches, source)
             except Untraceable:
                 pass  # said once by Replay; nothing was changed
-        descent = InPlaceDescent(work, names, weights, pulled, _beside)
-        loss_of, call = ready(self.loss), module.module
+            else:
+                for run in runs:
+                    tally.add(*run)
+                return tally
+        weights, loss_of = list(network.trained.values()), ready(self.loss)
+        descent = InPlaceDescent(work, list(network.trained), weights, network.pulled, _beside)
         for rows in batches:
             inputs, targets = source.take(rows)
             try:
-                outputs = call(*inputs)
+                outputs = call(network.module, self.precision, inputs)
             except (ValueError, torch.jit.Error) as error:
                 if len(rows) == 1 and LONE in str(error):
                     continue
@@ -244,44 +263,37 @@ class TorchModel(Model):
             grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             descent.step(grads)
             tally.add(loss.detach().reshape(1), outputs, targets, len(rows))
-        if not tally.steps:
-            raise DataError(
-                "batch norm cannot train on single examples: "
-                "raise batch_size, leave clients of one example out, or use group norm."
-            )
-        return Fit(module.copy(), tally.steps, tally.metrics())
+        return tally
 
-    def _fit_records(
-        self, module: "_Module", names: list[str], weights: list[Any], pulled: list[str], examples: int,
-        work: LocalWork, source: "_Columns",
-    ) -> Fit:  # fmt: skip
+    def _fit_records(self, network: Network, examples: int, work: LocalWork, source: Columns) -> Fit:
         """The steps of DP-SGD. It gives no metrics: they would be released without noise."""
         from hansa.adapters import torch_records
 
         assert work.dp is not None
-        records = torch_records.Records(module.module, ready(self.loss), names, weights)
-        protected, descent = torch_records.Protected(), InPlaceDescent(work, names, weights, pulled, _beside)
+        names, weights = list(network.trained), list(network.trained.values())
+        records = torch_records.Records(network.module, ready(self.loss), names, weights)
+        protected, descent = torch_records.Protected(), InPlaceDescent(work, names, weights, network.pulled, _beside)
         count = torch_records.steps(work, examples)
         for _ in range(count):
             rows = protected.chosen(examples, torch_records.rate(work, examples))
             sums = records.clipped_sum(*source.take(rows), work.dp.clip) if len(rows) else records.nothing()
             descent.step(torch_records.noisy_mean(sums, work, protected))
-        return Fit(module.copy(), count)
+        return Fit(network.copy(), count)
 
     def evaluate(self, params: Tensors, data: Any) -> Metrics:
         """Sums over all examples of loss, correct answers and the further measures, in eval mode."""
         device = self._device()
         with _LOCK, _threads(self.threads), _random(0, device), torch.inference_mode(False), torch.no_grad():
-            module = self._module(device)
-            module.load(params)
-            module.module.eval()
-            source = _Columns(data, self.inputs, self.targets, module.dtype, device)
-            loss_of, tally = ready(self.loss), _Tally(self)
+            network = self._kept_on(device).network
+            network.load(params)
+            network.train(False)
+            source = Columns(data, self.inputs, self.targets, network.dtype, device)
+            loss_of, tally = ready(self.loss), Tally(self._task, self.measures)
             for at in range(0, len(data), EVALUATION_BATCH):
                 rows = np.arange(at, min(at + EVALUATION_BATCH, len(data)))
                 inputs, targets = source.take(rows)
-                with torch.inference_mode():
-                    outputs = module.module(*inputs)
+                with torch.inference_mode(), _labels(self.targets[-1]):
+                    outputs = network.module(*inputs)
                     check_shapes(self.loss, outputs, targets)
                     tally.add(loss_of(outputs, targets).reshape(1), outputs, targets, len(rows))
             return tally.metrics()
@@ -294,20 +306,30 @@ class TorchModel(Model):
             raise ConfigError(f"net gave a {type(module).__name__}: it must return an nn.Module.")
         if self.dtype is not None:
             module = module.to(getattr(torch, self.dtype))
-        for name, tensor in _named(module).items():
+        for name, tensor in named(module).items():
             if dtype_name(tensor) not in _DTYPES:
                 raise ConfigError(
                     f"'{name}' is {dtype_name(tensor)}, which cannot be averaged: "
-                    "give dtype='float32' for master copies, and torch.autocast inside forward for half precision."
+                    "give dtype='float32' for master copies, and precision='bf16' to compute in half precision."
                 )
         return module
 
-    def _module(self, device: str) -> "_Module":
-        kept: dict[str, _Module] = self.__dict__["_kept"]
+    def _kept_on(self, device: str) -> "_Kept":
+        kept: dict[str, _Kept] = self.__dict__["_kept"]
         if device not in kept:
+            loop = self._loop(device)
             with _random(0, "cpu"):  # what is drawn while building must not shift what the visit draws
-                kept[device] = _Module(self._build().to(device), self.roles(), self._loop(device))
+                network = Network(self._build().to(device), self.roles(), "channels last" in loop)
+            keep = self._task != Task.VALUES or bool(self.measures)
+            check = functools.partial(check_shapes, self.loss)
+            replay = Replay(network.module, ready(self.loss), keep, check, self.precision)
+            kept[device] = _Kept(network, replay if loop.startswith("replay") else None)
         return kept[device]
+
+    @property
+    def _task(self) -> Task:
+        kind: Task = self.__dict__["_kind"]
+        return kind
 
     def _loop(self, device: str) -> str:
         if self.loop in LOOPS:
@@ -329,170 +351,22 @@ class TorchModel(Model):
         return name
 
 
-_TRAINED = (Role.TRAINABLE, Role.PRIVATE)
+class _Kept(NamedTuple):
+    """What lives on one device between visits: the network, and its traced steps unless the plan is the plain loop."""
+
+    network: Network
+    replay: Replay | None
+
+
+_LABEL = re.compile(r"Target (-?\d+) is out of bounds")  # PyTorch's words
 _DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-
-
-class _Module:
-    """A module on its device, with all that makes a visit independent of the ones before."""
-
-    def __init__(self, module: Any, roles: Mapping[str, Role], loop: str) -> None:
-        self.loop = loop
-        self.module = module.to(memory_format=torch.channels_last) if "channels last" in loop else module
-        self._roles = roles
-        named = _named(module)
-        self.parameters = {name: tensor for name, tensor in module.named_parameters() if name in named}
-        for name, tensor in self.parameters.items():
-            tensor.requires_grad_(roles.get(name, Role.TRAINABLE) in _TRAINED)
-        floats = [tensor.dtype for tensor in self.parameters.values() if tensor.is_floating_point()]
-        self.dtype = floats[0] if floats else torch.float32
-        self._replay: Replay | None = None
-        # Buffers that are not in state_dict are reset at each visit.
-        self._unsaved = {name: tensor.clone() for name, tensor in module.named_buffers() if name not in named}
-
-    def load(self, params: Tensors) -> None:
-        named = _named(self.module)
-        mismatch({name: (tuple(t.shape), "") for name, t in named.items()}, params.shapes, "the parameters")
-        _load(named, params)
-        unsaved = dict(self.module.named_buffers()) if self._unsaved else {}
-        for name, tensor in self._unsaved.items():
-            unsaved[name].data.copy_(tensor)
-
-    def train(self) -> None:
-        self.module.train()
-        for part in self.static:
-            part.eval()
-
-    @cached_property
-    def static(self) -> list[Any]:
-        """Parts whose own float buffers are all frozen: a batch norm that keeps its statistics."""
-        still = []
-        for prefix, part in self.module.named_modules():
-            floats = [name for name, b in part.named_buffers(recurse=False) if b.is_floating_point()]
-            own = [f"{prefix}.{name}".lstrip(".") for name in floats]
-            if own and all(self._roles.get(name) == Role.FROZEN for name in own):
-                still.append(part)
-        return still
-
-    def others(self, trained: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters and buffers but those trained, as one visit changes them."""
-        parameters = {name: p.detach() for name, p in self.module.named_parameters() if name not in trained}
-        return parameters | dict(self.module.named_buffers())
-
-    def replay(self, model: TorchModel) -> Replay:
-        """The traced loops of this module, kept between visits."""
-        if self._replay is None:
-            keep = model.__dict__["_task"] != Task.VALUES or bool(model.measures)
-            self._replay = Replay(self.module, ready(model.loss), keep, functools.partial(check_shapes, model.loss))
-        return self._replay
-
-    def copy(self) -> Tensors:
-        return Tensors({name: _array(tensor) for name, tensor in _named(self.module).items()})
-
-
-class _Columns:
-    """The data's columns as batches of tensors: read row by row on the CPU, held whole on an accelerator."""
-
-    def __init__(self, data: Any, inputs: Sequence[str], targets: Sequence[str], dtype: Any, device: str) -> None:
-        self._inputs: list[Any] = [_column(data, name, dtype) for name in inputs]
-        self._targets: list[Any] = [_column(data, name, dtype) for name in targets]
-        self._dtype, self._device = dtype, device
-        if device != "cpu":
-            self._inputs = [torch.from_numpy(np.array(column)).to(device) for column in self._inputs]
-            self._targets = [torch.from_numpy(np.array(column)).to(device) for column in self._targets]
-
-    def shapes(self, size: int) -> ColumnShapes:
-        """Shape and dtype of each column, inputs first, of a batch of so many rows."""
-        return tuple(
-            ((size, *column.shape[1:]), _torch_dtype(column.dtype)) for column in [*self._inputs, *self._targets]
-        )
-
-    def take(self, rows: np.ndarray) -> tuple[list[Any], Any]:
-        """Inputs, and the target or the tuple of targets, at these rows."""
-        if self._device != "cpu":
-            at = torch.from_numpy(rows).to(self._device)
-            inputs = [column.index_select(0, at) for column in self._inputs]
-            targets = [column.index_select(0, at) for column in self._targets]
-        else:
-            inputs = [torch.from_numpy(column.take(rows, 0)) for column in self._inputs]
-            targets = [torch.from_numpy(column.take(rows, 0)) for column in self._targets]
-        return inputs, targets[0] if len(targets) == 1 else tuple(targets)
-
-
-class _Tally:
-    """Metrics as they come by: tensors are kept and added up at the end, so that a step waits for nothing."""
-
-    def __init__(self, model: TorchModel) -> None:
-        self._task: Task = model.__dict__["_task"]
-        self._measures = model.measures
-        self._sums: dict[str, list[Any]] = {}
-        self._sizes: list[int] = []
-        self.steps = 0
-
-    def add(self, losses: Any, outputs: Any, targets: Any, size: int) -> None:
-        """Takes the losses of some batches of `size`, and the outputs and targets of all their examples."""
-        self.steps += len(losses)
-        self._sizes += [size] * len(losses)
-        self._sums.setdefault("loss", []).append(losses)
-        with torch.no_grad():
-            right = correct(self._task, outputs, targets) if outputs is not None else None
-            if right is not None:
-                self._sums.setdefault("accuracy", []).append(right.reshape(1))
-            for name, (measure, _) in self._measures.items():
-                self._sums.setdefault(name, []).append(measure(outputs, targets).sum().reshape(1))
-
-    def metrics(self) -> Metrics:
-        seen = float(sum(self._sizes))
-        found = {}
-        for name, values in self._sums.items():
-            each = torch.cat(values).double().cpu().numpy()
-            found[name] = (float(each @ np.asarray(self._sizes) if name == "loss" else each.sum()), seen)
-        return found
 
 
 # -- small steps
 
 
-def _named(module: Any) -> dict[str, Any]:
-    """Parameters (tied ones once) and buffers, by their names in state_dict."""
-    saved = module.state_dict(keep_vars=True)
-    found = {name: p for name, p in module.named_parameters() if name in saved}
-    return found | {name: b for name, b in module.named_buffers() if name in saved}
-
-
-def _load(named: Mapping[str, Any], params: Tensors) -> None:
-    with torch.no_grad():
-        for name, tensor in named.items():
-            given = params[name]
-            if tensor.device.type == "cpu" and isinstance(given, np.ndarray):
-                tensor.detach().numpy()[...] = given  # no warning for arrays that may not be written
-            else:
-                tensor.copy_(given if torch.is_tensor(given) else torch.from_numpy(np.array(given)))
-
-
-def _array(tensor: Any) -> np.ndarray:
-    return np.array(tensor.detach().cpu().numpy(), order="C")
-
-
-@functools.cache
-def _torch_dtype(dtype: Any) -> Any:
-    return torch.from_numpy(np.empty(0, dtype)).dtype if isinstance(dtype, np.dtype) else dtype
-
-
 def _beside(array: Any, like: Any) -> Any:
     return torch.as_tensor(np.array(array), dtype=like.dtype, device=like.device)
-
-
-def _column(data: Any, name: str, dtype: Any) -> np.ndarray:
-    """One column: floats in the model's dtype, integers that PyTorch can index with."""
-    column = np.asarray(data[name])
-    if column.dtype.kind == "f":
-        return column.astype(str(dtype).removeprefix("torch."), copy=False)
-    if column.dtype.kind in "iu" and column.dtype != np.uint8:
-        return column.astype(np.int64, copy=False)
-    if column.dtype.kind not in "ub":
-        raise DataError(f"column '{name}' is {column.dtype}: PyTorch takes numbers; encode it when the data is loaded.")
-    return column
 
 
 @contextmanager
@@ -504,6 +378,20 @@ def _random(seed: int, device: str) -> Iterator[None]:
         if cuda:
             torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _labels(column: str) -> Iterator[None]:
+    """What a loss says of a label that is no class, as an error that names the column."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if wrong := _LABEL.search(str(error)):
+            raise DataError(
+                f"column '{column}' has the label {wrong[1]}, and the model gives no such class: mend the labels, or "
+                "give the last layer as many outputs as there are classes (labels begin at 0)."
+            ) from error
+        raise
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def rewrite(nodes: Graph) -> None:
             if node.op == "call_function":
                 with nodes.inserting_before(node):
                     rule(nodes, node)
-    drop_unused(nodes)
+        drop_unused(nodes)
 
 
 def drop_unused(nodes: Graph) -> None:
@@ -114,7 +114,7 @@ def _long(nodes: Graph, node: Node) -> None:
     turned = nodes.call_function(ATEN.clone.default, (nodes.call_function(ATEN.t.default, (x,)),), contiguous)
     product = nodes.call_function(ATEN.mm.default, (weight, turned))
     back = nodes.call_function(ATEN.clone.default, (nodes.call_function(ATEN.t.default, (product,)),), contiguous)
-    _replace(node, nodes.call_function(ATEN.add_.Tensor, (back, bias)))
+    _replace(node, nodes.call_function(ATEN.add.Tensor, (back, bias)))
 
 
 def _relu(nodes: Graph, node: Node) -> None:

@@ -7,7 +7,7 @@ the gradient; momentum and Adam are one fused call over all weights. The learnin
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from hansa.core.model import LocalWork
 
 Group = dict[str, Any]  # tensors by name
 State = dict[str, Group]
+Call = Callable[[Group, Sequence[Any]], Any]
 
 
 def begin(work: LocalWork, weights: Group, pulled: Sequence[str], terms: Mapping[str, Group], others: Group) -> State:
@@ -82,12 +83,12 @@ def results(graph: Graph) -> list[Any]:
 
 
 def trace(
-    module: Any, state: State, work: LocalWork, loss: Any, inputs: Sequence[Any], targets: Any, keep: bool
+    call: Call, state: State, work: LocalWork, loss: Any, inputs: Sequence[Any], targets: Any, keep: bool
 ) -> Step:
     """One local step; its results are the loss, and the outputs if they are kept.
 
     Args:
-      module: in training mode.
+      call: (tensors by name, inputs) -> outputs of the module in training mode.
       state: of `begin`, used for its shapes alone.
       work: the optimiser and its terms.
       loss: (outputs, targets) -> mean over the batch.
@@ -102,7 +103,7 @@ def trace(
 
     def gradients(weights: Group, others: Group, batch: list[Any]) -> list[Any]:
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        outputs = torch.func.functional_call(module, {**others, **leaves}, tuple(batch[: len(inputs)]))
+        outputs = call({**others, **leaves}, batch[: len(inputs)])
         wanted = tuple(batch[len(inputs) :]) if several else batch[-1]
         value = loss(outputs, wanted)
         grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -113,7 +114,7 @@ def trace(
     copies = {group: {name: one.detach().clone() for name, one in state[group].items()} for group in _TRACED}
     try:
         graph = make_fx(gradients)(copies["weights"], copies["others"], batch).graph
-    except Untraceable:
+    except (Untraceable, IndexError):  # the latter is what losses make of labels that are no class
         raise
     except Exception as error:
         raise Untraceable(f"the step cannot be traced: {str(error).splitlines()[0]}") from error
