@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -15,7 +16,9 @@ from tests.runtimes.test_mesh import free_ports
 
 from hansa.app.cli import app
 from hansa.app.enrol import Authority
+from hansa.core.checkpoint import dump, open_bytes
 from hansa.core.errors import ConfigError, HansaError, Refused
+from hansa.core.tensors import Tensors
 from hansa.mpc import connect
 from hansa.mpc.place import VARIABLE
 from hansa.runtimes.mesh import Parties, Party
@@ -165,3 +168,51 @@ def test_the_certificate_of_another_party_ends_in_an_error_on_every_side(league:
     assert all(isinstance(each, HansaError) for each in results), results
     assert any("cannot listen at" in str(each) for each in results[1:]), results
     assert "'shop'" in str(results[0])
+
+
+def test_a_table_is_shared_and_revealed(tmp_path: Path, league: Path) -> None:
+    (tmp_path / "t.csv").write_text("age, dose,id\n31,0.5,7\n45,-1.25,8\n")
+    url = f"{tmp_path}/{{party}}/t"
+    out = said("mpc", "share", str(tmp_path / "t.csv"), "--to", str(league / "parties.toml"), "--out", url,
+               "--columns", "dose,age")  # fmt: skip
+    assert [line.rpartition("  for ")[2] for line in out.splitlines()] == [*NAMES]
+    files = [f"{tmp_path}/{name}/t/{name}.safetensors" for name in NAMES]
+    assert said("mpc", "reveal", *files[1:]) == "dose,age\n0.5,31\n-1.25,45\n"
+    said("mpc", "reveal", files[0], files[2], "--out", str(tmp_path / "again.csv"))
+    assert (tmp_path / "again.csv").read_text() == "dose,age\n0.5,31\n-1.25,45\n"
+    fact = json.loads(said("--format", "json", "mpc", "reveal", *files))
+    assert fact["tensors"] == {"table": [2, 2]} and fact["protocol"] == "aby3"
+    assert "are too few: add that of clinic or shop" in said("mpc", "reveal", files[0], code=13)
+
+
+def test_a_model_is_shared_and_revealed(tmp_path: Path, league: Path) -> None:
+    model = Tensors({"w": np.array([[1.5, -2.0]], np.float32), "b": np.array([0.25], np.float32)})
+    (tmp_path / "m.safetensors").write_bytes(dump(model))
+    words = ("--parties", str(league / "parties.toml"), "--out", str(tmp_path / "shares"))
+    said("mpc", "share", str(tmp_path / "m.safetensors"), *words, "--protocol", "pond")
+    assert "b, shape (1,):\n[0.25]" in said("mpc", "reveal", str(tmp_path / "shares"))
+    said("mpc", "reveal", str(tmp_path / "shares"), "--out", str(tmp_path / "again.safetensors"))
+    again, _ = open_bytes((tmp_path / "again.safetensors").read_bytes())
+    assert again["w"].tolist() == [[1.5, -2.0]] and again["w"].dtype == np.float32
+    assert "takes them all" in said("mpc", "reveal", str(tmp_path / "shares"), "--out", "x.csv", code=11)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "extra", "message"),
+    [
+        ("t.csv", "a,b\n1,x\n", (), "row 1 of column 'b' in"),
+        ("t.csv", "a,b\n1,2\n", ("--columns", "c"), "has no column 'c'"),
+        ("t.csv", "", (), "its first line names the columns"),
+        ("t.txt", "a", (), "give a table (.csv)"),
+        ("t.npz", "a", ("--columns", "c"), "is no .csv file"),
+        ("t.csv", "a\n1e15\n", (), "'table' holds the magnitude 1e+15"),
+    ],
+)
+def test_what_cannot_be_shared_is_said(
+    tmp_path: Path, league: Path, name: str, content: str, extra: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    words = ["mpc", "share", str(tmp_path / name), "--to", str(league / "parties.toml"), "--out", f"{tmp_path}/s"]
+    done = CliRunner().invoke(app, [*words, *extra])
+    assert done.exit_code > 1 and message in done.output, done.output
+    assert not (tmp_path / "s").exists()

@@ -319,6 +319,21 @@ def audit(
 
 
 @app.command(rich_help_panel="A job")
+def threats(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of a stage or reducer. Default: all.")] = None,
+) -> None:
+    """Say who sees what, against whom and under which assumption, as each stage and reducer declares it.
+
+    Without a name it is the table of the documentation, in Markdown.
+
+    Example:  hansa threats SecureSum
+    """
+    from hansa.app.threats import threats as run
+
+    run(name)
+
+
+@app.command(rich_help_panel="A job")
 def build(
     job: JobFile,
     out: Annotated[Path, typer.Option("--out", metavar="FILE.HANSA", help="The archive to write.")],
@@ -809,6 +824,45 @@ def mpc_party(
 
     choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, wait_s=wait)
     party(script, arguments or [], me, parties, identity, choices, report)
+
+
+@mpc_app.command("share")
+def mpc_share(
+    data: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A table (.csv), arrays (.npz) or a model (.safetensors).")
+    ],
+    parties: PartiesFile,
+    out: Annotated[
+        str, typer.Option("--out", metavar="URL", help="A folder or any URL of fsspec; {party} becomes each name.")
+    ],
+    protocol: ProtocolName = "aby3",
+    columns: Annotated[
+        str, typer.Option("--columns", metavar="A,B", help="Only these of a table, in this order. Default: all.")
+    ] = "",
+) -> None:
+    """Share a file: one file for each computing party, each alone random. `session.load(URL)` computes on them.
+
+    Example:  hansa mpc share patients.csv --parties parties.toml --out s3://{party}-bucket/patients
+    """
+    from hansa.app.mpc_files import share
+
+    share(data, parties, out, protocol, [name for name in columns.split(",") if name])
+
+
+@mpc_app.command("reveal")
+def mpc_reveal(
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Files of enough parties, or their folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A .csv or .safetensors file. Default: shown here.")
+    ] = None,
+) -> None:
+    """Put files of shares together again: what they hold becomes known to whoever runs this.
+
+    Example:  hansa mpc reveal bank.safetensors shop.safetensors --out model.safetensors
+    """
+    from hansa.app.mpc_files import reveal
+
+    reveal(urls, out)
 
 
 # -- enrolment

@@ -25,12 +25,14 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from hansa.core.errors import ConfigError, DataError
+from hansa.core.errors import ConfigError, DataError, TensorMismatch
 from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
 from hansa.mpc import operations
+from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.place import Place
+from hansa.mpc.protocol import Share
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Meter, Opened, Report
 from hansa.mpc.ring import FRACTION_BITS, decode, encode
@@ -40,7 +42,6 @@ from hansa.runtimes.mesh.local import together
 
 _log = logging.getLogger("hansa.mpc")
 _T = TypeVar("_T")
-_DTYPES = {str(each).removeprefix("torch."): each for each in (torch.float32, torch.float64, torch.int64, torch.bool)}
 
 assert operations.__all__  # importing them registers what the tensors can do
 
@@ -100,8 +101,7 @@ class Session:
         head = b""
         if owner == self.me:
             value = torch.as_tensor(load() if callable(load) else load)
-            wanted = dtype or (value.dtype if not value.is_floating_point() else torch.float32)
-            wanted = torch.int64 if not wanted.is_floating_point and wanted != torch.bool else wanted
+            wanted = shared_dtype(dtype or (torch.float32 if value.is_floating_point() else value.dtype))
             bits = self._engine.bits if wanted.is_floating_point else 0
             code = encode(value, bits, f"the input of '{owner}', shape {tuple(value.shape)},")
             head = json.dumps([list(value.shape), str(wanted).removeprefix("torch.")]).encode()
@@ -110,13 +110,13 @@ class Session:
         else:
             head = bytes(self.mesh.recv(owner, "shape")[0])
         shape, name = json.loads(head)
-        if name not in _DTYPES:
+        if name not in DTYPES:
             raise DataError(f"'{owner}' shares a tensor of type {name}: use floats, integers or booleans.")
         self.meter.shared.append(Opened((owner,), tuple(shape)))
         with self.meter.operation("share"):
             share = self.meter.input(code, shape, owner)
-        bits = self._engine.bits if _DTYPES[name].is_floating_point else 0
-        return SecretTensor(Fixed(self._engine, share, bits, bits), _DTYPES[name])
+        bits = self._engine.bits if DTYPES[name].is_floating_point else 0
+        return SecretTensor(Fixed(self._engine, share, bits, bits), DTYPES[name])
 
     def share_module(self, module: torch.nn.Module, owner: str | None = None) -> torch.nn.Module:
         """Makes a module's parameters and buffers secret, in place.
@@ -127,14 +127,21 @@ class Session:
             know.
         """
         whose = owner or self.names[0]
-        for child in module.modules():
+        return self._secret_module(module, lambda _, value: self.share(value, whose))
+
+    def _secret_module(
+        self, module: torch.nn.Module, made: Callable[[str, torch.Tensor], SecretTensor]
+    ) -> torch.nn.Module:
+        """Replaces what a module has learnt by secrets made from its name and value."""
+        for prefix, child in module.named_modules():
+            path = f"{prefix}." if prefix else ""
             for name, parameter in list(child._parameters.items()):
                 if parameter is not None:
-                    made = self.share(parameter.detach(), whose)
-                    child._parameters[name] = torch.nn.Parameter(made, requires_grad=parameter.requires_grad)
+                    secret = made(path + name, parameter.detach())
+                    child._parameters[name] = torch.nn.Parameter(secret, requires_grad=parameter.requires_grad)
             for name, buffer in list(child._buffers.items()):
                 if buffer is not None and buffer.is_floating_point():
-                    child._buffers[name] = self.share(buffer, whose)
+                    child._buffers[name] = made(path + name, buffer)
         return module
 
     def reveal(self, secret: Any, to: str | Sequence[str] | None = None) -> Any:
@@ -166,20 +173,114 @@ class Session:
             opened = value.open(receivers)
         return None if opened is None else decode(opened, value.home, secret.dtype)
 
+    # -- shares as files
+
+    def load(
+        self, url: str | Sequence[str], *, columns: Sequence[str] | None = None, join: str = "rows"
+    ) -> "SecretTensor | dict[str, SecretTensor]":
+        """Secrets from files of shares, each party's own; see `mpc.files`.
+
+        Args:
+          url: where they are; several are tables to be joined.
+          columns: only these of a table, in this order.
+          join: `rows` below each other, of the same columns; or `columns` beside each other, of the same rows.
+
+        Returns:
+          The secret, or name to secret where a file holds several.
+
+        Raises:
+          ConfigError: the parties hold files of different sharings, or of another protocol; tables do not fit.
+          NotFound, CorruptFile: there is no file, or it is damaged.
+        """
+        given = [self._stored(each) for each in ([url] if isinstance(url, str) else url)]
+        if len(given) == 1 and len(given[0][0]) > 1 and columns is None:
+            return given[0][0]
+        table: SecretTensor
+        table, names = joined(given, join)
+        if columns is None:
+            return table
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise ConfigError(f"columns={missing} are not in {url}: it has {', '.join(names) or 'no names'}.")
+        chosen: SecretTensor = table[..., [names.index(name) for name in columns]]
+        return chosen
+
+    def save(self, secret: Any, url: str, *, columns: Sequence[str] = ()) -> None:
+        """Writes secrets as files of shares, each party its own, with fresh randomness.
+
+        Args:
+          secret: a secret tensor, or a mapping of names to secret (or public) tensors, as a `state_dict()`.
+          url: as in `save_shares`.
+          columns: of a single tensor's last dimension.
+        """
+        tensors = dict(secret) if isinstance(secret, Mapping) else {"table": secret}
+        entries, parts = {}, {}
+        at = self.names.index(self.me)
+        for name, each in tensors.items():
+            value = each.value if isinstance(each, SecretTensor) else Fixed.constant(self._engine, each.detach())
+            share = value.share()
+            for owner in self.names[:2]:  # a constant's share, or an owner's, is not random: zeros of two others are
+                zeros = torch.zeros(share.shape, dtype=torch.int64) if owner == self.me else None
+                share = share + self.meter.input(zeros, share.shape, owner)
+            dtype = str(shared_dtype(each.dtype)).removeprefix("torch.")
+            entries[name] = Entry(tuple(share.shape), dtype, value.home, tuple(columns))
+            held = len(self.meter.protocol.holdings[at])
+            parts[name] = tuple(part.contiguous().numpy() for part in share.parts[:held])
+        header = Header(self._common_seed().hex(), self.meter.protocol.name, self.names, entries)
+        write_file(ShareFile(header, self.me, parts), url)
+
+    def load_module(self, module: torch.nn.Module, url: str) -> torch.nn.Module:
+        """Makes a module's parameters and buffers those of files of shares, in place.
+
+        Args:
+          module: of the sizes of the one that was shared.
+          url: where the shares of its `state_dict()` are.
+
+        Raises:
+          TensorMismatch: names or shapes differ.
+        """
+        stored = self._stored(url)[0]
+        own = {name: tuple(each.shape) for name, each in module.state_dict().items()}
+        found = {name: tuple(each.shape) for name, each in stored.items()}
+        if own != found:
+            differ = sorted(name for name in {*own, *found} if own.get(name) != found.get(name))
+            raise TensorMismatch(f"{url} holds another model: {', '.join(differ)} differ in name or shape.")
+        return self._secret_module(module, lambda name, _: stored[name])
+
+    def _stored(self, url: str) -> tuple[dict[str, SecretTensor], dict[str, tuple[str, ...]]]:
+        """The secrets of one file by name, and their columns."""
+        file = load_shares(url, self.me)
+        header = file.header
+        mine = (self.meter.protocol.name, self.names)
+        if (header.protocol, header.parties) != mine:
+            raise ConfigError(
+                f"{shown(url)} holds shares of '{header.protocol}' among {', '.join(header.parties)}, and this session "
+                f"is '{mine[0]}' among {', '.join(self.names)}: share the data again."
+            )
+        self._agree("file of shares", header.digest(), f"give everybody its file of one sharing ({shown(url)})")
+        secrets = {}
+        for name, entry in header.tensors.items():
+            parts = tuple(torch.from_numpy(part.copy()) for part in file.parts[name])
+            share = Share(parts or (torch.zeros(entry.shape, dtype=torch.int64),))
+            secrets[name] = SecretTensor(Fixed(self._engine, share, entry.bits, entry.bits), DTYPES[entry.dtype])
+        return secrets, {name: entry.columns for name, entry in header.tensors.items()}
+
+    # -- seeing it
+
     def report(self) -> Report:
         """What has been computed and sent so far, by operation."""
         return self.meter.report()
 
     # -- inside
 
-    def _agree(self, what: str, mine: bytes) -> None:
+    def _agree(self, what: str, mine: bytes, remedy: str = "run the same program everywhere") -> None:
         """Refuses to go on unless all parties have the same."""
         digest = hashlib.sha256(mine).digest()
         for peer in self.mesh.peers:
             self.mesh.send(peer, what, [digest])
         for peer in self.mesh.peers:
             if bytes(self.mesh.recv(peer, what)[0]) != digest:
-                raise ConfigError(f"party '{peer}' has other {what}: run the same program everywhere.")
+                raise ConfigError(f"party '{peer}' has other {what}: {remedy}.")
 
     def _common_seed(self) -> bytes:
         """Random bytes that all parties know, for what is public and must be alike."""
