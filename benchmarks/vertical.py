@@ -1,13 +1,17 @@
 """Different columns of the same people: the figures of alignment and of each algorithm, over mutual TLS on loopback.
 
-    python benchmarks/vertical.py [glm] …
+    python benchmarks/vertical.py [glm] [split] …
 
 Each line is a figure: name, value, unit, and what it is held against.
 
 glm: logistic regression of 30,000 rows, 13 columns and the labels at one owner, 10 at the other; one epoch in batches
 of 1,024. The seconds hold sharing, training and opening; AUC is that of scikit-learn's fit of the joined table.
+
+split: rows a second of a network cut in two, a process and a thread each, over those of the uncut network on one thread
+beside it in the same run; medians of epochs that take turns.
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +22,12 @@ import torch
 from parties import play
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from hansa.core.runtime import Mesh
 from hansa.mpc.session import Session
 from hansa.vertical import AlignedTable, Glm
+from hansa.vertical.split import SplitLearning, pieces
 
 
 def figure(name: str, value: float, unit: str, against: str) -> None:
@@ -69,7 +75,58 @@ def glm() -> None:
         figure(f"logistic regression, {name}, AUC less the plain fit's", loss, "", f"{pooled:.4f}; target within 0.002")
 
 
-SECTIONS: dict[str, Callable[[], None]] = {"glm": glm}
+NETWORKS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
+    "784-512-512-10, batch 256": ((784, 512, 512, 10), 2, 256, 4096),
+    "23-64-64-2, batch 256": ((23, 64, 64, 2), 2, 256, 10_240),
+}  # sizes, where it is cut, rows a batch, rows
+
+
+def network(sizes: tuple[int, ...]) -> nn.Sequential:
+    torch.manual_seed(0)
+    made = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*made[:-1])
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def learn_split(mesh: Mesh, name: str, micro_batches: int, epochs: int) -> Any:
+    """Seconds of each epoch: cut, and at the label owner those of the whole network, which takes turns with it."""
+    torch.set_num_threads(1)
+    sizes, cut, batch, rows = NETWORKS[name]
+    x, y = torch.randn(rows, sizes[0]), torch.randint(sizes[-1], (rows,))
+    bottom, top = pieces(network(sizes), cut)
+    plan = SplitLearning(bottoms=("shop",), top="bank", batch_size=batch, micro_batches=micro_batches)
+    quiet: dict[str, Any] = {"optimiser": adam, "announce": lambda _: None}
+    if mesh.me == "shop":
+        part = plan.part(mesh, bottom=bottom, **quiet)
+        return [part.fit(x)[0].seconds for _ in range(epochs)]
+    part, whole = plan.part(mesh, top=top, loss=nn.functional.cross_entropy, **quiet), network(sizes)
+    optimiser, found = adam(whole.parameters()), []
+    for _ in range(epochs):
+        apart = part.fit(y=y)[0].seconds
+        began = time.perf_counter()
+        for rows_of in plan.batches(rows, 0):
+            index = torch.from_numpy(rows_of)
+            nn.functional.cross_entropy(whole(x[index]), y[index]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        found.append((apart, time.perf_counter() - began))
+    return found
+
+
+def split() -> None:
+    for name, (_, _, _, rows) in NETWORKS.items():
+        for micro_batches in (1, 4):
+            found = play(["bank", "shop"], learn_split, name, micro_batches, 7)[0][1:]  # the first one warms up
+            ratios = sorted(whole / apart for apart, whole in found)
+            speed = rows / sorted(apart for apart, _ in found)[len(found) // 2]
+            against = f"uncut × {ratios[len(ratios) // 2]:.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}; target 0.70"
+            figure(f"split learning, {name}, {micro_batches} under way", speed, "rows/s", against)
+
+
+SECTIONS: dict[str, Callable[[], None]] = {"glm": glm, "split": split}
 
 if __name__ == "__main__":
     for section in sys.argv[1:] or SECTIONS:
