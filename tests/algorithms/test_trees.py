@@ -145,8 +145,8 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         fit({"x": np.array([1, np.inf])}, np.array([0, 1]), Boosting())
     with pytest.raises(DataError, match="300 categories"):
         fit({"x": np.array([str(at) for at in range(300)], object)}, np.zeros(300), Boosting())
+    whole = fit(*people(), Boosting(trees=5))
     with pytest.raises(DataError, match=r"columns \['town'\] are missing"):
-        whole = fit(*people(), Boosting(trees=5))
         whole.predict({name: values for name, values in columns.items() if name != "town"})
     with pytest.raises(ConfigError, match="patience needs rows"):
         Boosting(patience=2)

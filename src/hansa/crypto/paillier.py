@@ -78,6 +78,15 @@ class PublicKey:
         """Of one ciphertext on the wire."""
         return (int(self.square.bit_length()) + 7) // 8
 
+    @classmethod
+    def of(cls, n: bytes, h: bytes) -> Self:
+        """What `numbers` gave."""
+        return cls(gmpy2.mpz(int.from_bytes(n, "little")), gmpy2.mpz(int.from_bytes(h, "little")))
+
+    def numbers(self) -> tuple[bytes, bytes]:
+        """n and h, to be sent."""
+        return int(self.n).to_bytes(self.size_bytes // 2, "little"), int(self.h).to_bytes(self.size_bytes, "little")
+
     def encrypt(self, values: Sequence[int], entropy: Entropy = secrets.token_bytes) -> list[Ciphertext]:
         """Encrypts signed integers.
 
@@ -88,9 +97,12 @@ class PublicKey:
         Raises:
           ConfigError: a value is too large.
         """
-        n, square = self.n, self.square
-        plain = [1 + n * value for value in self._checked(values)]
-        return [a * b % square for a, b in zip(plain, self.blinders(len(plain), entropy), strict=True)]
+        checked = self._checked(values)
+        return [self.hide(value, by) for value, by in zip(checked, self.blinders(len(checked), entropy), strict=True)]
+
+    def hide(self, value: int, blinder: Ciphertext) -> Ciphertext:
+        """Encrypts a signed integer below 2^bits with one of the `blinders`, which serves once."""
+        return (1 + self.n * value) * blinder % self.square
 
     def blinders(self, count: int, entropy: Entropy = secrets.token_bytes) -> list[Ciphertext]:
         """So many encryptions of 0: they can be made before what they will hide is known; each is used once."""
@@ -188,9 +200,9 @@ class PrivateKey:
 
     def encrypt(self, values: Sequence[int], entropy: Entropy = secrets.token_bytes) -> list[Ciphertext]:
         """As the public key does, in a third of the time."""
-        n, square = self.public.n, self.public.square
-        plain = [1 + n * value for value in self.public._checked(values)]
-        return [a * b % square for a, b in zip(plain, self.blinders(len(plain), entropy), strict=True)]
+        public = self.public
+        checked = public._checked(values)
+        return [public.hide(value, by) for value, by in zip(checked, self.blinders(len(checked), entropy), strict=True)]
 
     def blinders(self, count: int, entropy: Entropy = secrets.token_bytes) -> list[Ciphertext]:
         """As the public key's, by way of p² and q²."""

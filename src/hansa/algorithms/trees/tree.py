@@ -114,6 +114,10 @@ class Boosted:
         """Of these rounds alone."""
         return replace(self, trees=self.trees[:rounds], losses=self.losses[:rounds])
 
+    def with_round(self, trees: Sequence[Tree]) -> Self:
+        """With one more round."""
+        return replace(self, trees=(*self.trees, tuple(trees)))
+
     def predict(self, columns: Columns) -> Floats:
         """Probabilities, or numbers with the squared loss, of a whole ensemble.
 
