@@ -1,0 +1,10 @@
+"""Private set intersection: owners find out whom they share, and no more than was agreed.
+
+made = align(mesh, table, Keys("mail"), accept=True)       at every owner; an AlignedTable of the shared rows
+"""
+
+from hansa.vertical.psi.audit import Audit
+from hansa.vertical.psi.intersect import Intersection, align, intersect
+from hansa.vertical.psi.keys import Keys
+
+__all__ = ["Audit", "Intersection", "Keys", "align", "intersect"]

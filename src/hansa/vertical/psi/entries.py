@@ -1,0 +1,148 @@
+"""The entries of one owner: digests and row numbers, in memory or in files, split by digest.
+
+    rows ──► digests ──► bin: first byte of the digest ──► 256 files of (digest, row), appended to as rows come
+                         bucket: a run of bins, so many that each party's part of one fits into memory
+
+How many entries fall into a bucket depends on the keys: each bucket is filled up with random digests to a size that
+follows from the sizes of the sets alone, so that the other owners learn nothing from it.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hansa.core.errors import DataError
+from hansa.vertical.psi.keys import DIGEST_BYTES, Keys
+from hansa.vertical.psi.terms import Entropy
+
+BINS = 256
+_RECORD = DIGEST_BYTES + 8
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What one owner enters.
+
+    Args:
+      keys: how they were made.
+      rows: of the table, duplicates included.
+      sizes: distinct keys of each bin.
+      fingerprint: SHA-256 over what each bin holds: another table has another.
+      folder: where the bins are, if not in memory.
+      records: else all bins, of shape (rows, 24), by the first byte.
+    """
+
+    keys: Keys
+    rows: int
+    sizes: tuple[int, ...]
+    fingerprint: bytes = field(repr=False)
+    folder: Path | None = None
+    records: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, chunks: Iterable[Mapping[str, Any]], keys: Keys, salt: bytes, folder: Path | None = None) -> "Entries":
+        """Reads a table in pieces; into a folder, which exists, or into memory.
+
+        Raises:
+          ConfigError, DataError: of `Keys`.
+        """
+        whole: list[NDArray[np.uint8]] = []
+        rows = 0
+        with ExitStack() as open_files:
+            paths = [] if folder is None else [_bin(folder, at) for at in range(BINS)]
+            files = [open_files.enter_context(open(path, "wb")) for path in paths]
+            for chunk in chunks:
+                digests = keys.digests(chunk, salt, rows)
+                records = np.empty((len(digests), _RECORD), np.uint8)
+                records[:, :DIGEST_BYTES] = digests
+                numbers = np.arange(rows, rows + len(digests), dtype="<i8")
+                records[:, DIGEST_BYTES:] = numbers.view(np.uint8).reshape(-1, 8)
+                rows += len(digests)
+                if not files:
+                    whole.append(records)
+                    continue
+                order = np.argsort(digests[:, 0], kind="stable")
+                ends = np.cumsum(np.bincount(digests[:, 0], minlength=BINS))
+                for file, part in zip(files, np.split(records[order], ends[:-1]), strict=True):
+                    file.write(part.tobytes())
+        records = np.concatenate([*whole, np.empty((0, _RECORD), np.uint8)])
+        found = cls(keys, rows, (), b"", folder, records[np.argsort(records[:, 0], kind="stable")])
+        return found._counted()
+
+    def __len__(self) -> int:
+        """Distinct keys."""
+        return sum(self.sizes)
+
+    def bucket(self, number: int, buckets: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The digests and rows of one bucket of a power of two of them; no digest twice."""
+        each = BINS // buckets
+        parts = [self._distinct(at) for at in range(number * each, (number + 1) * each)]
+        return np.concatenate([digests for digests, _ in parts]), np.concatenate([rows for _, rows in parts])
+
+    def _distinct(self, at: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        if self.folder is None:
+            assert self.records is not None
+            low, high = np.searchsorted(self.records[:, 0], [at, at + 1])
+            records = self.records[low:high]
+        else:
+            records = np.fromfile(_bin(self.folder, at), np.uint8).reshape(-1, _RECORD)
+        digests = np.ascontiguousarray(records[:, :DIGEST_BYTES])
+        rows = np.ascontiguousarray(records[:, DIGEST_BYTES:]).view("<i8")[:, 0]
+        keep = self.keys.distinct(digests, rows)
+        return digests[keep], rows[keep]
+
+    def _counted(self) -> "Entries":
+        digest, sizes = hashlib.sha256(), []
+        for at in range(BINS):
+            digests, rows = self._distinct(at)
+            digest.update(digests.tobytes() + rows.tobytes())
+            sizes.append(len(digests))
+        return Entries(self.keys, self.rows, tuple(sizes), digest.digest(), self.folder, self.records)
+
+
+def bucket_count(largest: int, bucket_keys: int) -> int:
+    """How many buckets: a power of two, at most one for each bin."""
+    return min(BINS, 1 << max(0, math.ceil(math.log2(max(1, largest / bucket_keys)))))
+
+
+def bucket_size(keys: int, buckets: int) -> int:
+    """To how many entries each bucket of a set is filled up; more fall into one with probability below 10⁻¹⁴."""
+    mean = keys / buckets
+    return keys if buckets == 1 else math.ceil(mean + 8 * math.sqrt(mean)) + 32
+
+
+def filled(digests: NDArray[np.uint8], size: int, entropy: Entropy) -> NDArray[np.uint8]:
+    """The digests, and random ones up to the size.
+
+    Raises:
+      DataError: there are more.
+    """
+    if len(digests) > size:
+        raise DataError(f"{len(digests)} keys fall into one bucket of {size}: they were made up to do so.")
+    missing = size - len(digests)
+    dummies = np.frombuffer(entropy(DIGEST_BYTES * missing), np.uint8).reshape(-1, DIGEST_BYTES)
+    return np.concatenate([digests, dummies])
+
+
+def _bin(folder: Path, at: int) -> Path:
+    return folder / f"keys-{at:03}.bin"
+
+
+def remove(folder: Path) -> None:
+    """Deletes what `Entries` wrote."""
+    for at in range(BINS):
+        _bin(folder, at).unlink(missing_ok=True)
+
+
+def make_private(folder: Path) -> None:
+    """A folder that nobody else may look into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
