@@ -114,9 +114,11 @@ def test_correlated_transfers_share_choice_times_value(dtype: type, length: int)
 
     def receive(mesh: LocalMesh) -> Any:
         receiver = OtReceiver(mesh, "s")
-        return receiver.correlated(receiver.request(choices), choices, length, np.dtype(dtype))
+        shapes = [(100, length), (200, length)]
+        parts = receiver.correlated(receiver.request(choices), choices, shapes, [np.dtype(dtype)] * 2)
+        return np.concatenate(parts)
 
-    a, b = both(lambda mesh: OtSender(mesh, "r").correlated(values), receive)
+    a, b = both(lambda mesh: np.concatenate(OtSender(mesh, "r").correlated([values[:100], values[100:]])), receive)
     assert np.array_equal(a + b, values * choices.astype(dtype)[:, None])
     assert not np.array_equal(a, values)
     assert len(np.unique(b)) > 1
@@ -143,10 +145,10 @@ def test_messages_are_uniform_whatever_the_choices_and_values_are(choice: int) -
         assert isinstance(mesh, Listening)
         mesh.heard = []
         if mesh.me == "s":
-            OtSender(mesh, "r").correlated(values)
+            OtSender(mesh, "r").correlated([values])
         else:
             receiver = OtReceiver(mesh, "s")
-            receiver.correlated(receiver.request(choices), choices, 8, values.dtype)
+            receiver.correlated(receiver.request(choices), choices, [values.shape], [values.dtype])
 
     together(meshes, play)
     for mesh in meshes:

@@ -14,6 +14,7 @@ from hansa.mpc.plain import Plain
 from hansa.mpc.pond import Pond
 from hansa.mpc.protocol import Protocol, Share
 from hansa.mpc.ring import matmul
+from hansa.mpc.two_party import TwoParty
 from hansa.runtimes.mesh.local import LocalMesh, together
 
 NAMES = ("a", "b", "c")
@@ -24,6 +25,8 @@ PROTOCOLS: dict[str, tuple[int, Callable[[Any], Protocol]]] = {
     "pond": (3, Pond),
     "pond-fast": (3, lambda mesh: Pond(mesh, truncation="fast")),
     "pond, another dealer": (3, lambda mesh: Pond(mesh, "a")),
+    "two_party": (2, TwoParty),
+    "two_party-fast": (2, lambda mesh: TwoParty(mesh, truncation="fast")),
 }
 N = 1000
 

@@ -24,7 +24,7 @@ https://eprint.iacr.org/2016/799; Guo, Katz, Wang and Yu 2020 (the hash), https:
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,7 +195,7 @@ class MatrixReceiver:
         sent = self._one.draw(count)
         sent ^= zero
         sent ^= columns
-        self.mesh.send(self.peer, "columns", [sent.data.cast("B")])
+        self.mesh.send(self.peer, "columns", [_raw(sent)])
         return transpose(zero)[:count]
 
     def __repr__(self) -> str:
@@ -240,21 +240,22 @@ class OtSender(MatrixSender):
         self._next += count
         return Rows(rows, first), Rows(rows ^ self.secret, first)
 
-    def correlated(self, values: np.ndarray) -> np.ndarray:
+    def correlated(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Shares of choice · value, added by the integers' own modulus.
 
         Args:
-          values: shape (count, length), unsigned integers; the peer calls `correlated` with as many choices, the same
-            length and the same dtype. One message from the peer, and one back of the values' size.
+          values: groups of shape (count, length), unsigned integers; the peer calls `correlated` with as many choices
+            in all, and the same shapes and dtypes. One message from the peer, and one back of the values' size.
 
         Returns:
-          This party's shares: the peer's and these add up to the values where the choice is 1, else to 0.
+          This party's shares, in groups alike: with the peer's they add up to the values where the choice is 1, and
+          to 0 elsewhere.
         """
-        count, length = values.shape
-        zero, one = (_words(rows, length, values.dtype) for rows in self.accept(count))
-        self.mesh.send(self.peer, "corrections", [(zero - one + values).data.cast("B")])
-        shares: np.ndarray = -zero
-        return shares
+        zero, one = self.accept(sum(map(len, values)))
+        groups = [each.shape for each in values], [each.dtype for each in values]
+        pads = list(zip(_grouped(zero, *groups), _grouped(one, *groups), values, strict=True))
+        self.mesh.send(self.peer, "corrections", [_raw(p - q + each) for p, q, each in pads])
+        return [-p for p, _, _ in pads]
 
 
 class OtReceiver(MatrixReceiver):
@@ -276,21 +277,27 @@ class OtReceiver(MatrixReceiver):
         self._next += count
         return Rows(self._extend(count, np.packbits(padded, bitorder="little").view(np.uint64)), first)
 
-    def correlated(self, requested: Rows, choices: np.ndarray, length: int, dtype: np.dtype) -> np.ndarray:
-        """This party's shares of what the peer's `correlated` shares: shape (count, length). One message from the peer.
+    def correlated(
+        self, requested: Rows, choices: np.ndarray, shapes: Sequence[tuple[int, int]], dtypes: Sequence[np.dtype]
+    ) -> list[np.ndarray]:
+        """This party's shares of what the peer's `correlated` shares, in the same groups. One message from the peer.
 
         Args:
           requested: of `request`, for these choices.
-          choices: shape (count,), 0 or 1.
-          length: of the peer's values.
-          dtype: theirs, unsigned.
+          choices: shape (count,), 0 or 1, those of all groups one after another.
+          shapes: (count, length) of each group of the peer's values.
+          dtypes: of each, unsigned.
         """
-        own = _words(requested, length, dtype)
-        (raw,) = self.mesh.recv(self.peer, "corrections")
-        if len(raw) != own.nbytes:
-            raise ProtocolError(f"'{self.peer}' sent {len(raw)} bytes for {own.shape} values: the programs differ.")
-        own += np.frombuffer(raw, dtype).reshape(own.shape) * choices.astype(dtype)[:, None]
-        return own
+        shares = _grouped(requested, shapes, dtypes)
+        buffers = self.mesh.recv(self.peer, "corrections")
+        if [len(raw) for raw in buffers] != [share.nbytes for share in shares]:
+            raise ProtocolError(f"'{self.peer}' sent values that are not of shapes {shapes}: the programs differ.")
+        at = 0
+        for share, raw in zip(shares, buffers, strict=True):
+            chosen = choices[at : at + len(share)].astype(share.dtype)
+            share += np.frombuffer(raw, share.dtype).reshape(share.shape) * chosen[:, None]
+            at += len(share)
+        return shares
 
 
 # -- inside
@@ -350,15 +357,22 @@ def _permuted(cipher: CipherContext, words: np.ndarray) -> np.ndarray:
     """AES of every pair of words."""
     words = np.ascontiguousarray(words)
     out = np.empty(words.nbytes + KEY_BYTES, np.uint8)
-    cipher.update_into(words.data.cast("B"), out.data)
+    cipher.update_into(_raw(words), out.data)
     return out[:-KEY_BYTES].view(np.uint64).reshape(words.shape)
 
 
-def _words(rows: Rows, length: int, dtype: np.dtype) -> np.ndarray:
-    """Pads as so many integers of a type."""
-    per_block = KEY_BYTES // dtype.itemsize
-    words: np.ndarray = rows.pads(-(-length // per_block)).view(dtype)[:, :length]
-    return words
+def _raw(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _grouped(rows: Rows, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype]) -> list[np.ndarray]:
+    """Pads as integers: groups of so many rows, lengths and types, one after another."""
+    groups, at = [], 0
+    for (count, length), dtype in zip(shapes, dtypes, strict=True):
+        part = Rows(rows.rows[at : at + count], rows.first + at)
+        groups.append(part.pads(-(-length * dtype.itemsize // KEY_BYTES)).view(dtype)[:, :length])
+        at += count
+    return groups
 
 
 def _checked(width: int) -> int:

@@ -7,8 +7,9 @@ from hansa.mpc.aby3 import Aby3
 from hansa.mpc.plain import Plain
 from hansa.mpc.pond import Pond
 from hansa.mpc.protocol import Protocol
+from hansa.mpc.two_party import TwoParty
 
-PROTOCOLS: Mapping[str, type[Protocol]] = {"plain": Plain, "aby3": Aby3, "pond": Pond}
+PROTOCOLS: Mapping[str, type[Protocol]] = {"plain": Plain, "aby3": Aby3, "pond": Pond, "two_party": TwoParty}
 
 
 def protocol_named(name: str) -> type[Protocol]:
