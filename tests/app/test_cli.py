@@ -33,6 +33,7 @@ COMMANDS = [
         "members",
         "status",
         "audit",
+        "threats",
     ),
     *("logs", "stop", "resume", "model", "job show", "job check", "enrol init", "enrol issue", "enrol request"),
     *("privacy plan", "privacy epsilon", "privacy ledger", "privacy budget"),

@@ -38,7 +38,15 @@ def test_under_a_hidden_sum_all_parts_are_named_as_sums_and_none_as_seen_alone(r
         "sums over the round's workers, and no single one, of: the update, metrics of local training"
     )
     assert "in the clear" not in said and "masked" not in said, "a message on the wire says nothing alone"
-    assert ("unless all of its helpers work with it: h1, h2" in said) == bool(reducer.helpers)
+    assert f"provided that {reducer.threats[0].provided}" in said
+    assert ("at least one helper does not work with it; its helpers: h1, h2" in said) == bool(reducer.helpers)
+
+
+def test_helpers_are_told_apart_where_there_are_any() -> None:
+    stages = [Clip(1.0), UniformMean(), Quantise(bits=16)]
+    for reducer in (MpcSum(), SecureSum()):
+        made = replace(plain(), model=WithoutBuffers(), pipeline=Pipeline(stages, reducer), evaluation=Evaluation())
+        assert ("a helper" in who_sees_what(made, 6)) == bool(reducer.helpers)
 
 
 def test_a_plain_sum_shows_each_worker_with_its_weight() -> None:

@@ -5,10 +5,11 @@ from collections.abc import Collection
 from hansa.core.job import Job
 from hansa.core.model import Role
 from hansa.core.pipeline import Bound
+from hansa.privacy.threats import Adversary, declared
 
 
 def who_sees_what(job: Job, population: int) -> dict[str, str]:
-    """What the server, a worker, whoever fetches the model, and nobody but the worker, see.
+    """What the server, a worker, whoever fetches the model, and nobody but the worker, see; helpers if there are any.
 
     Args:
       job: without faults.
@@ -18,6 +19,7 @@ def who_sees_what(job: Job, population: int) -> dict[str, str]:
     return {
         "the server": _server(job, job.bind(population)),
         "a worker": "the model of each round" + (", after the stages downwards" if job.down.stages else ""),
+        **{str(seen.who): seen.what for seen in declared(job.pipeline.reducer) if seen.who == Adversary.HELPER},
         "whoever fetches the model": "the aggregated model",
         "nobody but the worker": "its data, its memory" + (f", its private tensors {private}" if private else ""),
     }
@@ -34,8 +36,10 @@ def _server(job: Job, bound: Bound) -> str:
         # What a message has under its own name is not hidden, though it is summed like the rest.
         if clear := sorted(set(bound.summed) & set(bound.signal.shapes)):
             server += f"; but of each worker, in the clear: {', '.join(clear)}"
+        if provided := [seen.provided for seen in declared(reducer) if seen.who == Adversary.SERVER and seen.provided]:
+            server += f"; provided that {provided[0]}"
         if reducer is not None and reducer.helpers:
-            server += f"; unless all of its helpers work with it: {', '.join(reducer.helpers)}"
+            server += f"; its helpers: {', '.join(reducer.helpers)}"
     noises = {event.mechanism for event in bound.events()}
     if any(noise.startswith("local ") for noise in noises):
         server += "; each with noise that its worker added"

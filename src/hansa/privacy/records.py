@@ -12,8 +12,18 @@ from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
 from hansa.core.model import LocalWork
 from hansa.privacy.accountant import Cost, cost
+from hansa.privacy.threats import Adversary, Sees
 
 RECORD = "add or remove one record"
+THREATS: tuple[Sees, ...] = (
+    Sees(
+        Adversary.SERVER,
+        "single records within the ε that their worker accounts; all that they have in common",
+    ),
+    Sees(Adversary.LIAR, "the same, each time it asks"),
+    Sees(Adversary.READER, "no more than the server"),
+)
+"""Of `LocalWork(dp=…)`, which the core declares."""
 
 
 def record_events(work: LocalWork, examples: int) -> Counter[Event]:

@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,10 +29,20 @@ from hansa.core.tensors import Tensors
 from hansa.privacy.correlated import CORRELATED, Run, banded, honaker, restart, sensitivity, tree_sensitivity
 from hansa.privacy.noise import Normals
 from hansa.privacy.sampling import Turns
+from hansa.privacy.threats import CENTRAL, Adversary, Sees
 from hansa.stages.noise import Gaussian, Noised, noised, protectable
 
 Fresh = Callable[[str], np.ndarray]
 """Independent standard normals of one round, by a label."""
+
+_THREATS = (
+    *CENTRAL[:2],
+    Sees(
+        Adversary.READER,
+        "each client within (ε, δ) of the ledger, over the whole run, also if it is known who was asked",
+        "the server adds the noise, and tells nobody its secret",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class MatrixNoise(Gaussian):
     Sources: Choquette-Choo et al. 2023, https://arxiv.org/abs/2306.08153; McKenna 2024,
     https://arxiv.org/abs/2405.15913
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = _THREATS
 
     rounds: int = field(kw_only=True)
     bands: int | None = field(default=None, kw_only=True)
@@ -104,6 +117,8 @@ class TreeNoise(Gaussian):
 
     Sources: Kairouz et al. 2021, https://arxiv.org/abs/2103.00039; Honaker 2015
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = _THREATS
 
     rounds: int = field(kw_only=True)
     restart: int | None = field(default=None, kw_only=True)

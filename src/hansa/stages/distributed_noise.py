@@ -18,6 +18,7 @@ https://arxiv.org/abs/2110.04995
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from hansa.core.tensors import Tensors
 from hansa.privacy import noise
 from hansa.privacy.discrete import MOST_STD, Table, discrete_gaussian, skellam
 from hansa.privacy.mechanisms import DISCRETE_GAUSSIAN, SKELLAM, Lattice, Shares
+from hansa.privacy.threats import Adversary, Sees
 from hansa.stages.flat import Flat
 from hansa.stages.noise import amplified, protectable, shared, unbounded
 from hansa.stages.sum import likely_most
@@ -67,6 +69,24 @@ class DistributedGaussian(Stage):
     | 10 to 100, up to 10⁵, rotated | 16 |
     | more of either, or not rotated | 20 to 24 |
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = (
+        Sees(
+            Adversary.SERVER,
+            "each client within (ε, δ) of the ledger where the reducer shows totals alone; else one share's worth",
+            "no more than `colluding` of the cohort tell it their shares",
+        ),
+        Sees(
+            Adversary.LIAR,
+            "as much, but with as few shares of noise as the reducer's own threshold lets it count",
+            "no more than `colluding` of the cohort tell it their shares",
+        ),
+        Sees(
+            Adversary.READER,
+            "each client within (ε, δ) of the ledger",
+            "as many workers as the quorum add their shares, and nobody tells who was asked",
+        ),
+    )
 
     noise_multiplier: float
     bits: int = field(default=16, kw_only=True)

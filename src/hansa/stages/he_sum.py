@@ -43,6 +43,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("HeSum", "tenseal", "tenseal") from error
 
 from hansa.crypto.agreement import PUBLIC_BYTES, KeyPair, seal, unseal
+from hansa.privacy.threats import Adversary, Sees
 from hansa.stages.secure_sum import _array, _bytes, _raw
 
 _DEGREE, _MODULI, _SLOTS = 4096, [50, 50], 2048  # 100 bits: 128-bit security allows 109 at this degree
@@ -73,6 +74,19 @@ class HeSum(Reducer):
     legs: ClassVar[int] = 4
     counted: ClassVar[int] = 2
     sees: ClassVar[str] = "total"
+    threats: ClassVar[tuple[Sees, ...]] = (
+        Sees(
+            Adversary.SERVER,
+            "the total; of each worker, the tensors that `encrypted` leaves out",
+            "not a single client works with it",
+        ),
+        Sees(Adversary.LIAR, "**everything**: it can have a single contribution opened as if it were a total"),
+        Sees(
+            Adversary.WORKER,
+            "the models of its rounds; the total, if it is one of the two that open it",
+            "the server does not work with it",
+        ),
+    )
 
     def __post_init__(self) -> None:
         if self.encrypted is not None:

@@ -12,6 +12,7 @@ Source: Dwork, McSherry, Nissim and Smith 2006, Calibrating Noise to Sensitivity
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from hansa.core.ledger import Event
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
 from hansa.privacy.noise import Laplaces
+from hansa.privacy.threats import CENTRAL, Sees
 from hansa.stages.noise import amplified, measured, noised, protectable, unbounded
 
 
@@ -33,6 +35,8 @@ class Laplace(Stage):
     Guarantees:
       As those of `Gaussian`.
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = CENTRAL
 
     noise_multiplier: float
     alone = False

@@ -15,6 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from hansa.privacy import noise
 from hansa.privacy.accountant import LOCAL
 from hansa.privacy.calibrate import analytic_gaussian, classic_gaussian
 from hansa.privacy.noise import Deviates, Laplaces, Normals, add_noise
+from hansa.privacy.threats import OWN, Sees
 from hansa.stages.noise import protectable
 
 
@@ -42,6 +44,8 @@ class LocalGaussian(Stage):
       Whoever sees a contribution, as the server does under `Sum`, learns from one round what `LocalGaussian.calibrated`
       was asked for, and from all rounds what the ledger's ε says, as if every client were in every round.
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = OWN
 
     noise_multiplier: float
 
@@ -71,6 +75,8 @@ class LocalLaplace(Stage):
     Args:
       epsilon: of one contribution in one round, all its parts together; above 0.
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = OWN
 
     epsilon: float
 

@@ -38,6 +38,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("MpcSum", "cryptography", "cryptography") from error
 
 from hansa.crypto.masking import KEY_BYTES, add_mask
+from hansa.privacy.threats import Adversary, Sees
 from hansa.stages.secure_sum import Layout, _array, _bytes, _raw
 
 _SIGNATURE = 4096  # with its certificate, at most
@@ -65,6 +66,20 @@ class MpcSum(Reducer):
     legs: ClassVar[int] = 3
     counted: ClassVar[int] = 1
     sees: ClassVar[str] = "total"
+    threats: ClassVar[tuple[Sees, ...]] = (
+        Sees(Adversary.SERVER, "the total; who took part", "at least one helper does not work with it"),
+        Sees(
+            Adversary.LIAR,
+            "one total for each attempt, over three or more clients of its choice",
+            "at least one helper follows the protocol, and two of those clients do not work with the server",
+        ),
+        Sees(
+            Adversary.HELPER,
+            "who takes part; nothing of a contribution, nor of the total",
+            "the server does not work with it, or another helper does not",
+        ),
+        Sees(Adversary.WORKER, "the models of its rounds", "the server does not work with it"),
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "helpers", tuple(self.helpers))

@@ -12,7 +12,7 @@ types it. Scaled by 1/σₚ, all parts together are one Gaussian mechanism of un
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from hansa.core.ledger import Event
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
 from hansa.privacy.noise import Draws, Normals, add_noise
+from hansa.privacy.threats import CENTRAL, Sees
 from hansa.stages.adaptive_clip import BELOW
 from hansa.stages.clip import WITHIN
 
@@ -51,6 +52,7 @@ class Gaussian(Stage):
     noise_multiplier: float
     count_noise: float | None = field(default=None, kw_only=True)
     alone = False
+    threats: ClassVar[tuple[Sees, ...]] = CENTRAL
 
     def __post_init__(self) -> None:
         if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):

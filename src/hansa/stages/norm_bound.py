@@ -6,12 +6,14 @@ total = Σ xᵢ · min(1, bound / ‖xᵢ‖)          each part by itself
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
 from hansa.core.errors import ConfigError, require
 from hansa.core.pipeline import Arrived, Reducer, Seat, Sensitivity, Server, Setting, Signal, fault
 from hansa.core.tensors import Tensors, squares
+from hansa.privacy.threats import OPEN, Sees
 from hansa.stages.sum import Sum
 
 
@@ -32,6 +34,8 @@ class NormBound(Reducer):
 
     Source: Sun et al. 2019, Can You Really Backdoor Federated Learning?, https://arxiv.org/abs/1911.07963
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = OPEN
 
     bound: float | None = None
     drop: bool = field(default=False, kw_only=True)

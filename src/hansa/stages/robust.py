@@ -12,11 +12,13 @@ up as `Sum` does: they steer nothing.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from hansa.core.pipeline import Arrived, Reducer, Seat, Sensitivity, Server, Setting, Signal, fault
 from hansa.core.tensors import Tensors
+from hansa.privacy.threats import OPEN, Sees
 
 CHUNK = 1 << 12  # coordinates of all contributions that are widened to float64 at a time
 TILE = 32  # contributions in one matrix product: small enough that BLAS gives the same bits whatever its threads
@@ -91,6 +93,8 @@ class Gathered:
 
 class Robust(Reducer):
     """A reducer that outvotes liars. A subclass says what the mean of one part is."""
+
+    threats: ClassVar[tuple[Sees, ...]] = OPEN
 
     @abstractmethod
     def mean(self, given: Gathered, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -39,6 +39,7 @@ except ModuleNotFoundError as error:
 
 from hansa.crypto.secagg.graph import Graph, choose_graph
 from hansa.crypto.secagg.terms import SEALED_BYTES, void
+from hansa.privacy.threats import Adversary, Sees
 
 _RANGE = 2.0**30  # of numbers without a declared bound: metrics beyond it saturate
 _FINEST = 50  # bits of magnitude of a number on its grid
@@ -79,6 +80,23 @@ class SecureSum(Reducer):
     legs: ClassVar[int] = 5
     counted: ClassVar[int] = 2
     sees: ClassVar[str] = "total"
+    threats: ClassVar[tuple[Sees, ...]] = (
+        Sees(
+            Adversary.SERVER,
+            "the total of the round, or of each group; who took part, who dropped out",
+            "fewer than the threshold of a client's holders work with it",
+        ),
+        Sees(
+            Adversary.LIAR,
+            "one total for each attempt, over clients of which at least the threshold agreed",
+            "fewer than 2·threshold − 1 of the holders work with it, counting any that were enrolled for show",
+        ),
+        Sees(
+            Adversary.WORKER,
+            "who takes part, their public keys, and the models of its rounds",
+            "the server does not work with it",
+        ),
+    )
 
     def __post_init__(self) -> None:
         if not 0.5 < self.threshold <= 1:

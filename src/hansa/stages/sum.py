@@ -8,11 +8,13 @@ own type, whose rounding widens what one client can change (`settle`).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from hansa.core.pipeline import Arrived, Part, Reducer, Seat, Sensitivity, Server, Setting, Signal
 from hansa.core.tensors import Tensors
+from hansa.privacy.threats import OPEN, Sees
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Sum(Reducer):
       n floats of norm at most C can differ by (1 + u·n²)·C for one client more or less, u being the unit of rounding
       (2⁻²⁴ in float32): each of n additions rounds a vector no longer than n·C by at most u of it, with and without.
     """
+
+    threats: ClassVar[tuple[Sees, ...]] = OPEN
 
     def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
         """Widens real parts by what the rounding of n additions can hide or show."""
