@@ -1,0 +1,61 @@
+"""`hansa psi`: two owners as processes over mutual TLS, from their CSV files to one order of rows."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("coincurve")
+
+from hansa.app.enrol import Authority
+from hansa.vertical.psi.files import read_aligned
+
+NAMES = ("bank", "shop")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    authority = Authority.create(tmp_path / "authority", "test")
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in NAMES]
+    lines = []
+    for name, each in zip(NAMES, sockets, strict=True):
+        authority.issue(name, "party", hosts=["127.0.0.1"]).rename(tmp_path / f"{name}.pem")
+        lines.append(f'[[party]]\nname = "{name}"\naddress = "127.0.0.1:{each.getsockname()[1]}"\n')
+        each.close()
+    (tmp_path / "parties.toml").write_text("\n".join(lines))
+    (tmp_path / "bank.csv").write_text("id,age\n" + "".join(f"p{at},{at}\n" for at in range(40)))
+    (tmp_path / "shop.csv").write_text("customer,spent\n" + "".join(f" P{at} ,{at}\n" for at in range(90, 19, -1)))
+    return tmp_path
+
+
+def start(folder: Path, name: str, *options: str) -> "subprocess.Popen[str]":
+    key = "id" if name == "bank" else "customer"
+    words = ["--me", name, "--data", f"{name}.csv", "--key", key, "--out", f"{name}-aligned.csv", "--wait", "20"]
+    command = [sys.executable, "-m", "hansa", "--format", "json", "psi", *words, "--audit", f"{name}.jsonl", *options]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_owners_end_with_one_order_and_its_proof(folder: Path) -> None:
+    ends = [(each, *each.communicate(timeout=60)) for each in [start(folder, name, "--yes") for name in NAMES]]
+    said = []
+    for process, out, err in ends:
+        assert process.returncode == 0, err
+        assert "what each party learns" in err
+        said.append(json.loads(out))
+    assert [each["rows"] for each in said] == [20, 20] and said[0]["alignment"] == said[1]["alignment"]
+    bank, shop = (read_aligned(folder / f"{name}-aligned.csv") for name in NAMES)
+    assert bank["age"].tolist() == shop["spent"].tolist() and sorted(bank["age"]) == list(range(20, 40))
+    assert bank.alignment == shop.alignment and bank.names == ("age",)
+    assert len((folder / "bank.jsonl").read_text().splitlines()) == 2
+    assert not list(folder.glob(".*.psi")), "the run's folder was left"
+
+
+def test_what_is_not_accepted_ends_clearly_on_both_sides(folder: Path) -> None:
+    bank, shop = start(folder, "bank"), start(folder, "shop", "--yes")
+    (_, refused), (_, lost) = bank.communicate(timeout=60), shop.communicate(timeout=60)
+    assert bank.returncode == 23 and "was not accepted, and nothing was sent" in refused
+    assert (shop.returncode == 24 and "'bank' failed: PolicyError" in lost) or "'bank' was lost" in lost
+    assert not (folder / "shop-aligned.csv").exists()
