@@ -76,6 +76,19 @@ def _positive_reciprocal(x: Fixed) -> Fixed:
     return (w * factor).rehomed(f)
 
 
+def quotient(a: Fixed, b: Fixed) -> Fixed:
+    """The number a/b for b > 0 of the same scale and |a/b| < 2^15, with a relative error of 2^−20 and one unit; 0 at 0.
+
+    Both are scaled by the highest bit of b before anything is rounded, so that a large b costs no precision.
+    """
+    near, hot = _scaled(b)
+    factor = _weighted(hot, [1 << (_TOP - 1 - k) if k < _TOP else 0 for k in range(_TOP + 1)], _TOP - b.home)
+    w = 2.9142 - near * 2
+    for _ in range(3):
+        w = w * (2 - w * near)
+    return ((a * factor).rehomed(_FINE) * w).rehomed(b.engine.bits)
+
+
 def rsqrt(x: Fixed) -> Fixed:
     """The number x^(−1/2) for 2^−14 ≤ x < 2^30, with a relative error of 2^−12 and one unit; 0 at 0."""
     f = x.engine.bits
@@ -229,13 +242,13 @@ def position(hot: Fixed) -> Fixed:
     return result
 
 
-def sort(x: Fixed, descending: bool = False) -> tuple[Fixed, Fixed]:
-    """Batcher's odd-even merge sort along the last dimension, and the places the numbers came from.
+def sort(x: Fixed, descending: bool = False, carried: Fixed | None = None) -> tuple[Fixed, Fixed]:
+    """Batcher's odd-even merge sort along the last dimension, and what is carried along (the places, if nothing else).
 
     Source: Batcher 1968, Sorting networks and their applications, https://doi.org/10.1145/1468075.1468121
     """
     size = x.shape[-1]
-    places = Fixed.constant(x.engine, torch.arange(size).expand(x.shape))
+    places = carried or Fixed.constant(x.engine, torch.arange(size).expand(x.shape))
     x.share()
     for low, high in _network(size):
         a, b = (x.map(lambda part, at=at: part[..., at]) for at in (low, high))  # type: ignore[misc]
