@@ -254,10 +254,9 @@ class TlsMesh(Mesh):
             with suppress(OSError):
                 for out in self._out.values():
                     out.write(_frame(_BYE, "", ()), (), 0)
-            until = time.monotonic() + _FAREWELL_S
-            for link in self._in.values():
+            for link in self._in.values():  # a party may be far ahead of others, which are not done with it
                 with suppress(OSError):
-                    while link.read(max(0.01, until - time.monotonic()))[0] == _DATA:
+                    while link.read(self._stall_s)[0] == _DATA:
                         pass
         self._shut()
 
