@@ -16,8 +16,9 @@ FEDERATIONS = {
     "model_owner/run.py",
 }  # test_flower.py and test_model_owner.py start them
 PAPERS = {path.relative_to(EXAMPLES).as_posix() for path in (EXAMPLES / "papers").glob("*.py")}  # see test_papers.py
+SECRET = {path.relative_to(EXAMPLES).as_posix() for path in (EXAMPLES / "secret").glob("*.py")}  # see test_secret.py
 SCRIPTS = sorted(
-    {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")} - HELPERS - FEDERATIONS - PAPERS
+    {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")} - HELPERS - FEDERATIONS - PAPERS - SECRET
 )
 
 
