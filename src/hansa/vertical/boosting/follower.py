@@ -14,7 +14,7 @@ from hansa.core.errors import ProtocolError
 from hansa.core.runtime import Mesh
 from hansa.crypto.paillier import Ciphertext, PublicKey
 from hansa.vertical.boosting.aggregate import bin_sums
-from hansa.vertical.boosting.leader import hidden_rows, packing
+from hansa.vertical.boosting.leader import packing
 from hansa.vertical.boosting.messages import bits, flags, hear, pieces, say, whole_numbers
 
 _SHUFFLE = secrets.SystemRandom()
@@ -61,7 +61,7 @@ class Follower:
 
     def _begin(self, facts: dict[str, Any], buffers: list[Buffer]) -> None:
         """A tree: its gradients come in, and the candidates get a new order, which only this party knows."""
-        count = hidden_rows(facts, len(self._table), self._leader)
+        count = whole_numbers([facts.get("count")], len(self._table) + 1, self._leader)[0]
         rows = np.frombuffer(buffers[0], "<i8") if buffers else np.empty(0, np.int64)
         if (
             len(rows) != count

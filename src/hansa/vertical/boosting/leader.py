@@ -1,8 +1,9 @@
 """The labels' owner's side: gradients go out encrypted, sums come back packed, and a source is what they look like."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,14 +115,12 @@ class RemoteSource(Source):
 
     def _opened(self) -> Sums:
         _, facts, buffers = hear(self._mesh, self.name, "sums")
-        self._expect(len(buffers) == 1, "sums")
-        sizes: Sequence[int] = facts.get("texts", [])
-        cuts = facts.get("cuts")
-        self._expect(type(cuts) is int and isinstance(sizes, list) and all(type(size) is int for size in sizes), "sums")
-        values = self._pairs(buffers[0], int(cuts) + sum(sizes))
-        ends = np.cumsum([cuts, *sizes])[:-1]
-        whole, *texts = np.split(values, ends, axis=1)
-        return Sums(whole, tuple(texts))
+        texts = facts.get("texts")
+        self._expect(len(buffers) == 1 and isinstance(texts, list), "sums")
+        cuts, *sizes = (_whole_number(count, 1 << 24, self.name) for count in (facts.get("cuts"), *(texts or ())))
+        values = self._pairs(buffers[0], cuts + sum(sizes))
+        whole, *groups = np.split(values, np.cumsum([cuts, *sizes])[:-1], axis=1)
+        return Sums(whole, tuple(groups))
 
     def _pairs(self, raw: Buffer, count: int) -> NDArray[np.int64]:
         """(2, count): the G and H of each candidate."""
@@ -139,6 +138,5 @@ class RemoteSource(Source):
             raise ProtocolError(f"'{self.name}' sent '{what}' in a form that was not asked for.")
 
 
-def hidden_rows(facts: Mapping[str, object], rows: int, sender: str) -> int:
-    """The number of rows with gradients that a message announces."""
-    return whole_numbers([facts.get("count")], rows + 1, sender)[0]
+def _whole_number(given: Any, below: int, sender: str) -> int:
+    return whole_numbers([given], below, sender)[0]
