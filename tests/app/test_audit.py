@@ -1,6 +1,7 @@
 """`hansa audit`: what an undefended job gives away is found and shown, and what cannot be attacked is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from tests.app.test_cli import hansa
 
 import hansa as face
-from hansa.app.audit import guessing, image_shape, reading, refuting
+from hansa.app.audit import guessing, image_shape, lying, reading, refuting
 from hansa.app.audit_report import Finding, Verdict, histogram, pairs, write
+from hansa.core.errors import ConfigError
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("dp_accounting")
@@ -122,6 +124,17 @@ def test_where_only_the_total_is_seen_the_sum_is_attacked() -> None:
     hidden = job(face.LogisticModel(64, 10), face.LocalWork(lr=0.1, steps=1), reducer=Hidden())
     found = reading(hidden, EVERYBODY, None, 1, 50)
     assert found.verdict == Verdict.HOLDS and "the sum of 40 clients" in found.says
+
+
+def test_a_lying_server_is_tried_on_the_job_s_own_secure_sum_alone() -> None:
+    model = face.LogisticModel(64, 10)
+    stages = [face.Clip(1.0), face.UniformMean(), face.Quantise(16)]
+    secure = replace(job(model, ADAM), pipeline=face.Pipeline(stages, face.SecureSum()))
+    found = lying(secure, EVERYBODY)
+    assert found.verdict == Verdict.HOLDS and found.says.startswith("of 6 lies 0 give")
+    assert found.numbers["drops all but one"]["refused"] == 40
+    with pytest.raises(ConfigError, match="this job ends in Sum"):
+        lying(job(model, ADAM), EVERYBODY)
 
 
 def test_a_network_is_read_by_gradient_matching_and_its_words_by_the_rows_that_moved() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from hansa.core.algorithm import Algorithm
-from hansa.core.errors import ConfigError, HansaError, IdentityError, JobError, ProtocolError, SecretRoundVoid
+from hansa.core.errors import ConfigError, HansaError, JobError, ProtocolError, SecretRoundVoid
 from hansa.core.model import LocalWork
 from hansa.core.pipeline import Arrived, Bound, Closed, Part, Pipeline, Setting, Signal
 from hansa.core.sampling import Fixed
@@ -250,46 +250,7 @@ def test_a_wrong_signature_or_one_of_another_round_is_refused() -> None:
     assert "no signature" in play.rejected["c0002"]
 
 
-# -- a server that lies
-
-
-def lies(tamper: Callable[[str, int, Tensors], Tensors], clients: int = 6) -> Play:
-    play = Play(bound(SecureSum(0.7), clients), clients, down=tamper)
-    with pytest.raises(HansaError):
-        play.run()
-    return play
-
-
-def test_a_server_that_puts_its_own_keys_in_is_found_out() -> None:
-    mine = KeyPair.new(os.urandom)
-
-    def tamper(name: str, leg: int, message: Tensors) -> Tensors:
-        if leg != 0 or name != "c0000":
-            return message
-        at = next(key for key in message if key.startswith("advert/"))
-        raw = mine.public * 2 + np.asarray(message[at]).tobytes()[64:]
-        return message.updated({at: np.frombuffer(raw, np.uint8)})
-
-    assert isinstance(lies(tamper, 3).refused["c0000"], ProtocolError | IdentityError)
-
-
-def test_a_server_that_shows_different_survivors_gets_no_shares() -> None:
-    def tamper(name: str, leg: int, message: Tensors) -> Tensors:
-        if leg == 2 and name in ("c0000", "c0001", "c0002"):
-            return Tensors({"survivors": np.asarray(message["survivors"])[:-1]})  # c0005 is dead, it tells them
-        return message
-
-    play = lies(tamper)
-    assert not any(len(messages) == 5 for messages in play.sent.values()), "somebody unmasked"
-
-
-def test_a_server_that_drops_all_but_one_gets_no_shares() -> None:
-    def tamper(name: str, leg: int, message: Tensors) -> Tensors:
-        return Tensors({"survivors": np.array([int(name[1:])])}) if leg == 2 else message
-
-    play = lies(tamper)
-    assert all(isinstance(error, SecretRoundVoid) for error in play.refused.values())
-    assert len(play.refused) == 6
+# -- a server that lies: see also tests/testing/attacks/test_malicious_server.py
 
 
 @pytest.mark.parametrize(
@@ -302,17 +263,6 @@ def test_lists_that_are_malformed_are_refused(survivors: list[int]) -> None:
     play = Play(bound(SecureSum(0.6), 6), 6, down=tamper)
     exact(play, play.run())
     assert isinstance(play.refused["c0000"], ProtocolError)
-
-
-def test_a_server_that_asks_twice_for_one_attempt_is_refused_by_the_record() -> None:
-    b, secret = bound(SecureSum(0.6), 4), os.urandom(32)
-    seat = SimulatedSeat("c0000", b"run/train/0.0", secret)
-    seat.once("survivors of a secure sum", b"those of yesterday")
-    with pytest.raises(SecretRoundVoid, match="same attempt"):
-        seat.once("survivors of a secure sum", b"others")
-    play = Play(b, 4)
-    play.run()
-    assert all(np.asarray(messages[4]["revealed"]).dtype == np.uint32 for messages in play.sent.values())
 
 
 def test_nobody_reveals_both_secrets_of_another() -> None:

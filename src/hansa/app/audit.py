@@ -1,8 +1,9 @@
 """`hansa audit`: attacks a job with what its server and the readers of its model will have, and says what came of it.
 
-    reading      one client's examples out of what leaves it: closed form, gradient matching, words of an embedding
-    membership   who was in the training data, from the last model alone (LiRA)
-    canaries     ε from below, where the job promises one from above
+    reading       one client's examples out of what leaves it: closed form, gradient matching, words of an embedding
+    membership    who was in the training data, from the last model alone (LiRA)
+    canaries      ε from below, where the job promises one from above
+    lying server  one client's contribution out of a secure sum, by a server that does not follow the protocol
 
 Each is run where it applies; where not, the report says why. An audit finds what these attacks find: what it does not
 find, another may.
@@ -51,6 +52,7 @@ def audit(
         ("reading", lambda: reading(loaded, people, client, examples, iterations)),
         ("membership", lambda: guessing(loaded, people, shadows)),
         ("canaries", lambda: refuting(loaded, people, birds)),
+        ("lying server", lambda: lying(loaded, people)),
     ):
         hint(f"{name} …")
         findings.append(_tried(name, run))
@@ -59,7 +61,7 @@ def audit(
         raise ConfigError(f"no attack applies to this job ({reasons})")
     for finding in findings:
         emit("finding", **finding.to_json())
-        say(f"{finding.attack:11} {finding.verdict:8} {finding.says}")
+        say(f"{finding.attack:12} {finding.verdict:8} {finding.says}")
     path = write(out, loaded, len(people), findings)
     emit("report", path=str(path))
     say(f"written to {path}")
@@ -243,4 +245,23 @@ def refuting(job: Job, people: Clients, birds: int) -> Finding:
         attack="canaries", verdict=Verdict.BROKEN if found.broken else Verdict.HOLDS, says=says,
         numbers={"lower": found.lower, "accounted": found.accounted, "delta": found.delta, "canaries": found.canaries},
         picture=histogram(found.scores[found.inside], found.scores[~found.inside]),
+    )  # fmt: skip
+
+
+# ── lying to the clients of a secure sum
+
+
+def lying(job: Job, people: Clients) -> Finding:
+    """Every lie of `malicious_server`, told to clients of the job's own sum."""
+    try:
+        from hansa.testing.attacks import malicious_server
+    except MissingExtra:
+        raise ConfigError("it is played against SecureSum, which needs hansa[cryptography].") from None
+    attempts = malicious_server.against_job(job, len(people))
+    won = [attempt.attack for attempt in attempts if attempt.won]
+    how = ", ".join(won) if won else ", ".join(f"{attempt.attack} ({attempt.refused} refused)" for attempt in attempts)
+    says = f"of {len(attempts)} lies {len(won)} give the server a single client's contribution: {how}"
+    return Finding(
+        attack="lying server", verdict=Verdict.BROKEN if won else Verdict.HOLDS, says=says,
+        numbers={attempt.attack: vars(attempt) for attempt in attempts},
     )  # fmt: skip
