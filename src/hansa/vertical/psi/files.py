@@ -1,7 +1,7 @@
 """Tables as CSV files of any size: read in pieces, written in the common order, read again as aligned tables.
 
     intersection ─► (row, place) by block of rows ─► one pass over the table ─► rows by range of places ─► sorted
-                    files, 2²⁰ rows each                                        files, 2¹⁶ places each         and written
+                    files, 2²⁰ rows each                                        files, 2¹⁶ places each         written
 
 Nothing here holds more than a block or a range, so memory does not grow with the table. Beside `aligned.csv` lies
 `aligned.csv.alignment`, a line of JSON: the alignment, and SHA-256 of the file, so that a table which changed since is

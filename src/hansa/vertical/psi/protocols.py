@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hansa.core.errors import ConfigError, require
 from hansa.vertical.learns import Learns
-from hansa.vertical.psi import ecdh
+from hansa.vertical.psi import ecdh, fast
 from hansa.vertical.psi.tags import Match
 from hansa.vertical.psi.terms import Terms
 
@@ -58,6 +58,7 @@ class Protocol:
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "ecdh": Protocol("Private set intersection by Diffie–Hellman", ecdh.intersect),
+    "fast": Protocol("Private set intersection by oblivious transfer", fast.intersect),
 }
 
 
