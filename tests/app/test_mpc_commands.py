@@ -17,7 +17,7 @@ from tests.runtimes.test_mesh import free_ports
 from hansa.app.cli import app
 from hansa.app.enrol import Authority
 from hansa.core.checkpoint import dump, open_bytes
-from hansa.core.errors import ConfigError, HansaError, Refused
+from hansa.core.errors import ConfigError, HansaError, Refused, TrainingFailed
 from hansa.core.tensors import Tensors
 from hansa.mpc import connect
 from hansa.mpc.place import VARIABLE
@@ -73,19 +73,44 @@ def test_one_party_runs_an_ordinary_script_with_its_arguments(script: Path) -> N
 
 
 def test_three_parties_are_processes_and_only_the_receiver_learns(script: Path, tmp_path: Path) -> None:
-    (tmp_path / "reports").mkdir()
-    words = ("mpc", "local", "--names", ",".join(NAMES), "--reports", str(tmp_path / "reports"), str(script))
+    told = ("--reports", str(tmp_path / "reports"), "--picture", str(tmp_path / "flow.svg"))
+    words = ("mpc", "local", "--names", ",".join(NAMES), *told, str(script))
     out = sorted(line for line in said(*words).splitlines() if "│" in line)
     assert [line.split("│")[0].strip() for line in out] == [*NAMES]
     assert "tensor([15., 50.])" in out[0] and "None" in out[1] and "None" in out[2]
+    assert "<!-- bank -->" in (tmp_path / "flow.svg").read_text()
     report = json.loads((tmp_path / "reports" / "clinic.json").read_text())
     assert report["me"] == "clinic" and report["rounds"] > 2 and set(report["sent_bytes"]) == {"bank", "shop"}
+
+
+def test_an_estimate_is_a_table_and_a_sentence(script: Path) -> None:
+    words = ("mpc", "estimate", str(script), "--latency", "40ms", "--bandwidth", "100Mbps", "--protocol", "plain")
+    out = said(*words)
+    assert "operation" in out and "truncate" in out
+    assert "for 0 rounds of 40ms and 0 B at 100Mbps (party 'party-0')" in out
+    facts = [json.loads(line) for line in said("--format", "json", *words).splitlines() if line.startswith("{")]
+    last = facts[-1]
+    assert last["event"] == "estimate" and last["seconds"] == last["work_s"] + last["network_s"]
+
+
+@pytest.mark.slow
+def test_an_estimate_of_three_parties_counts_their_messages(script: Path) -> None:
+    words = ("mpc", "estimate", str(script), "--latency", "1s", "--bandwidth", "1Gbps")
+    facts = [json.loads(line) for line in said("--format", "json", *words).splitlines() if line.startswith("{")]
+    last = facts[-1]
+    assert last["rounds"] >= 4 and last["network_s"] == pytest.approx(last["rounds"] + last["sent_bytes"] * 8e-9)
+    assert sum(row["seconds"] for row in facts[:-1]) == pytest.approx(last["network_s"])
+
+
+def test_a_script_without_a_session_is_said(script: Path) -> None:
+    script.write_text("print('nothing')")
+    assert "opened no session" in said("mpc", "local", "--protocol", "plain", str(script), code=11)
 
 
 @pytest.mark.slow
 def test_a_killed_party_is_named_by_every_other_one(script: Path) -> None:
     script.write_text(DIES)
-    out = said("mpc", "local", "--names", ",".join(NAMES), str(script), code=9)
+    out = said("mpc", "local", "--names", ",".join(NAMES), str(script), code=TrainingFailed.exit_code)
     for name in ("bank", "shop"):
         assert any(line.startswith(name) and "party 'clinic'" in line for line in out.splitlines()), out
     assert "error: party 'clinic' ended with code 9" in out
@@ -103,6 +128,8 @@ def test_a_script_that_raises_says_its_line(script: Path) -> None:
         (["local", "absent.py"], "there is no script 'absent.py'"),
         (["local", "--names", "a,b", "SCRIPT"], "'aby3' is computed by 3 parties, and 2 of the file's parties compute"),
         (["local", "--protocol", "spdz", "SCRIPT"], "protocol='spdz': choose one of"),
+        (["local", "--picture", "flow.txt", "SCRIPT"], "end its name with .png"),
+        (["estimate", "SCRIPT", "--latency", "40", "--bandwidth", "1Gbps"], "latency='40'"),
         (["local", "--names", "a,b,c", "--parties", "p.toml", "SCRIPT"], "give one of them"),
         (["party", "--me", "bank", "--parties", "LEAGUE/parties.toml", "--identity", "LEAGUE/shop.pem", "SCRIPT"],
          "shop.pem is the identity of 'shop', not of 'bank'"),

@@ -769,6 +769,9 @@ Truncation = Annotated[
 Sigmoid = Annotated[
     str, typer.Option("--sigmoid", metavar="spline|three", help="Three: cheap, and wrong by up to 0.12.")
 ]
+PartyNames = Annotated[
+    str, typer.Option("--names", metavar="A,B,C", help="What the parties are called; party-0, party-1, … if not.")
+]
 Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="How long the others may take to come.")]
 
 
@@ -776,9 +779,7 @@ Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="How long
 def mpc_local(
     script: Script,
     arguments: ScriptArguments = None,
-    names: Annotated[
-        str, typer.Option("--names", metavar="A,B,C", help="What the parties are called; party-0, party-1, … if not.")
-    ] = "",
+    names: PartyNames = "",
     parties: Annotated[
         Path | None, typer.Option("--parties", metavar="FILE.TOML", help="Take the names from this file.")
     ] = None,
@@ -788,6 +789,9 @@ def mpc_local(
     reports: Annotated[
         Path | None, typer.Option("--reports", metavar="DIR", help="Write each party's report here as NAME.json.")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE.SVG", help="Draw who gave, computed and learnt what.")
+    ] = None,
 ) -> None:
     """Run all parties of a program on this machine, each a process with an identity for this run alone.
 
@@ -796,7 +800,7 @@ def mpc_local(
     from hansa.app.mpc_commands import Choices, local
 
     choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid)
-    local(script, arguments or [], [name for name in names.split(",") if name], parties, choices, reports)
+    local(script, arguments or [], [name for name in names.split(",") if name], parties, choices, reports, picture)
 
 
 @mpc_app.command("party", context_settings=_SCRIPT)
@@ -824,6 +828,27 @@ def mpc_party(
 
     choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, wait_s=wait)
     party(script, arguments or [], me, parties, identity, choices, report)
+
+
+@mpc_app.command("estimate", context_settings={**_SCRIPT, "allow_interspersed_args": True})
+def mpc_estimate(
+    script: Script,
+    latency: Annotated[str, typer.Option("--latency", metavar="40ms", help="That a message takes one way.")],
+    bandwidth: Annotated[str, typer.Option("--bandwidth", metavar="100Mbps", help="That a party sends with.")],
+    arguments: ScriptArguments = None,
+    names: PartyNames = "",
+    protocol: ProtocolName = "aby3",
+    truncation: Truncation = "exact",
+    sigmoid: Sigmoid = "spline",
+) -> None:
+    """Say how long a program would take on a network: all parties run here, and their messages are counted.
+
+    Example:  hansa mpc estimate train.py --latency 40ms --bandwidth 100Mbps
+    """
+    from hansa.app.mpc_commands import Choices, estimate
+
+    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid)
+    estimate(script, arguments or [], [name for name in names.split(",") if name], choices, latency, bandwidth)
 
 
 @mpc_app.command("share")

@@ -1,5 +1,6 @@
 """`hansa mpc`: programs on shares, as one party or as all of them, and the files of shares around them."""
 
+import json
 import os
 import runpy
 import signal
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import typer
-
 from hansa.app.enrol import Authority
-from hansa.core.errors import ConfigError, IdentityError, NotFound, Unreachable
+from hansa.app.terminal import emit, say, size, span, table
+from hansa.core.errors import ConfigError, IdentityError, NotFound, TrainingFailed, Unreachable
 from hansa.crypto.identity import Identity
+from hansa.mpc.estimate import Network, estimate as estimated
 from hansa.mpc.place import Place
 from hansa.mpc.protocols import protocol_named
+from hansa.mpc.report import Report
 from hansa.mpc.session import computing_parties
 from hansa.runtimes.jobfile import explained
 from hansa.runtimes.mesh import Parties, Party
@@ -102,7 +104,7 @@ def _check(script: Path) -> None:
 
 def local(
     script: Path, arguments: Sequence[str], names: Sequence[str], parties: Path | None, choices: Choices,
-    reports: Path | None,
+    reports: Path | None, picture: Path | None,
 ) -> None:  # fmt: skip
     """`hansa mpc local`.
 
@@ -113,22 +115,77 @@ def local(
       parties: a file whose computing parties' names are taken; addresses and identities are not.
       choices: what the session is like.
       reports: a folder for each party's report.
+      picture: a file for the first party's report as a picture.
     """
-    _check(script)
-    if choices.protocol == "plain":
-        report = None if reports is None else str(reports / "party-0.json")
-        _run(script, arguments, Place(script=str(script), protocol="plain", options=choices.options, report=report))
-        return
-    known = _here(names, parties, choices.protocol)
+    if picture is not None and picture.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--picture {picture}: end its name with .png, .svg or .pdf.")
     with tempfile.TemporaryDirectory(prefix="hansa-mpc-") as made:
         folder = Path(made)
-        _enrol(known, folder)
-        commands = {}
-        for name in known.names:
-            words = ["--me", name, "--parties", str(folder / "parties.toml"), "--identity", str(folder / f"{name}.pem")]
-            told = [] if reports is None else ["--report", str(reports / f"{name}.json")]
-            commands[name] = ["mpc", "party", *words, *choices.words(), *told, str(script), *arguments]
-        codes = _together(commands)
+        told = _all(script, arguments, names, parties, choices, folder)
+        if reports is not None:
+            reports.mkdir(parents=True, exist_ok=True)
+            for report in told:
+                (reports / f"{report.me}.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
+        if picture is not None:
+            told[0].picture(picture)
+            say(f"picture written to {picture}")
+
+
+def estimate(
+    script: Path, arguments: Sequence[str], names: Sequence[str], choices: Choices, latency: str, bandwidth: str
+) -> None:
+    """`hansa mpc estimate`."""
+    network = Network.parse(latency, bandwidth)
+    with tempfile.TemporaryDirectory(prefix="hansa-mpc-") as made:
+        found = estimated(_all(script, arguments, names, None, choices, Path(made), OMP_NUM_THREADS="1"), network)
+    rows = [
+        {"operation": name, "calls": calls, "rounds": rounds, "MB": sent / 1e6, "seconds": seconds}
+        for name, calls, rounds, sent, seconds in found.operations
+    ]
+    table("operation", rows, ["operation", "calls", "rounds", "MB", "seconds"], "nothing was sent")
+    on_network = found.seconds - found.work_s
+    emit(
+        "estimate", party=found.party, seconds=found.seconds, work_s=found.work_s, network_s=on_network,
+        rounds=found.rounds, sent_bytes=found.sent_bytes, latency_s=network.latency_s, bits_per_s=network.bits_per_s,
+    )  # fmt: skip
+    say(
+        f"about {span(found.seconds)}: {span(found.work_s)} of work on one core, and {span(on_network)} for "
+        f"{found.rounds:,} rounds of {latency} and {size(found.sent_bytes)} at {bandwidth} (party '{found.party}')"
+    )
+
+
+def _all(
+    script: Path, arguments: Sequence[str], names: Sequence[str], parties: Path | None, choices: Choices, folder: Path,
+    **environment: str,
+) -> list[Report]:  # fmt: skip
+    """Runs all parties here, each a process, and gives their reports; ends as they do if one fails."""
+    _check(script)
+    known = _here(names, parties, choices.protocol)
+    files = [folder / f"{name}.json" for name in known.names]
+    if len(known.names) == 1:  # nobody to speak with: it runs in this process
+        _run(script, arguments, Place(
+            script=str(script), me=known.names[0], protocol=choices.protocol, options=choices.options,
+            report=str(files[0]),
+        ))  # fmt: skip
+    else:
+        _processes(script, arguments, known, choices, folder, environment)
+    if not all(file.is_file() for file in files):
+        raise ConfigError(f"{script} opened no session: call hansa.mpc.connect() in it, and leave its `with`.")
+    return [Report.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def _processes(
+    script: Path, arguments: Sequence[str], known: Parties, choices: Choices, folder: Path,
+    environment: Mapping[str, str],
+) -> None:  # fmt: skip
+    """A process for each party, with an identity for this run."""
+    _enrol(known, folder)
+    commands = {}
+    for name in known.names:
+        words = ["--me", name, "--parties", str(folder / "parties.toml"), "--identity", str(folder / f"{name}.pem")]
+        words += [*choices.words(), "--report", str(folder / f"{name}.json"), str(script), *arguments]
+        commands[name] = ["mpc", "party", *words]
+    codes = _together(commands, environment)
     failed = {name: code for name, code in codes.items() if code}
     if failed:
         # Who was lost is the cause; that the others could not reach it follows from that.
@@ -136,8 +193,7 @@ def local(
         how = f"was killed by signal {-failed[cause]}" if failed[cause] < 0 else f"ended with code {failed[cause]}"
         others = [name for name in failed if name != cause]
         after = f", and {', '.join(others)} could not go on" if others else ""
-        sys.stderr.write(f"error: party '{cause}' {how}{after}: what each said stands above\n")
-        raise typer.Exit(failed[cause] if failed[cause] > 0 else Unreachable.exit_code)
+        raise TrainingFailed(f"party '{cause}' {how}{after}: what each said stands above.")
 
 
 def _here(names: Sequence[str], parties: Path | None, protocol: str) -> Parties:
@@ -164,12 +220,12 @@ def _enrol(parties: Parties, folder: Path) -> None:
     (folder / "parties.toml").write_text("\n".join(tables), encoding="utf-8")
 
 
-def _together(commands: Mapping[str, Sequence[str]]) -> dict[str, int]:
+def _together(commands: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> dict[str, int]:
     """Runs a process for each party, with its name before its lines, and gives their exit codes."""
     width = max(map(len, commands))
     shown = threading.Lock()
     cores = max(1, (os.cpu_count() or 1) // len(commands))
-    environment = {"OMP_NUM_THREADS": str(cores), "PYTHONUNBUFFERED": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": str(cores), "PYTHONUNBUFFERED": "1", **os.environ, **given}
     processes: dict[str, subprocess.Popen[str]] = {}
     speakers: list[threading.Thread] = []
     with _ended(processes):

@@ -21,6 +21,7 @@ class Place:
 
     Args:
       script: the file whose content all parties must share.
+      me: this party's name where it is alone; else it is that of its identity.
       parties: the file of parties; None: one party alone.
       identity: this party's identity file.
       protocol: see `Session`.
@@ -30,6 +31,7 @@ class Place:
     """
 
     script: str
+    me: str = "party-0"
     parties: str | None = None
     identity: str | None = None
     protocol: str = "aby3"

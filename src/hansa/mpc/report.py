@@ -1,8 +1,10 @@
 """What a program computed and sent, by operation: a protocol that counts.
 
-session.report()      a table of calls, seconds, rounds and bytes
+session.report()                       a table of calls, seconds, rounds and bytes
+session.report().picture("flow.svg")   who gave, computed and learnt what
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +79,16 @@ class Report:
         ]
         opened = [f"revealed to {', '.join(each.parties)}: shape {each.shape}" for each in self.revealed]
         return "\n".join([head, *body, *opened])
+
+    def picture(self, path: str | os.PathLike[str]) -> None:
+        """Draws who gave what, what the parties computed together, and who learnt what; see `mpc.picture`.
+
+        Args:
+          path: a .png, .svg or .pdf file.
+        """
+        from hansa.mpc.picture import draw
+
+        draw(self, path)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON's types."""

@@ -18,7 +18,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -32,6 +32,7 @@ from hansa.mpc import operations
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.place import Place
+from hansa.mpc.progress import bar
 from hansa.mpc.protocol import Share
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Meter, Opened, Report
@@ -258,18 +259,31 @@ class Session:
                 f"is '{mine[0]}' among {', '.join(self.names)}: share the data again."
             )
         self._agree("file of shares", header.digest(), f"give everybody its file of one sharing ({shown(url)})")
-        secrets = {}
+        found = {}
         for name, entry in header.tensors.items():
             parts = tuple(torch.from_numpy(part.copy()) for part in file.parts[name])
             share = Share(parts or (torch.zeros(entry.shape, dtype=torch.int64),))
-            secrets[name] = SecretTensor(Fixed(self._engine, share, entry.bits, entry.bits), DTYPES[entry.dtype])
-        return secrets, {name: entry.columns for name, entry in header.tensors.items()}
+            self.meter.shared.append(Opened(("a file",), tuple(entry.shape)))
+            found[name] = SecretTensor(Fixed(self._engine, share, entry.bits, entry.bits), DTYPES[entry.dtype])
+        return found, {name: entry.columns for name, entry in header.tensors.items()}
 
     # -- seeing it
 
     def report(self) -> Report:
         """What has been computed and sent so far, by operation."""
         return self.meter.report()
+
+    def progress(self, steps: Iterable[_T], description: str = "training") -> Iterable[_T]:
+        """The steps of a loop, with a bar on stderr that says how many are done and what they cost.
+
+        The first party alone shows it. `for batch in session.progress(loader): …`
+        """
+        return bar(steps, self.mesh.counters, description) if self.me == self.names[0] else steps
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Random numbers that are public and alike at all parties, as for `DataLoader(shuffle=True, generator=…)`."""
+        return self._engine.random
 
     # -- inside
 
@@ -340,7 +354,7 @@ def connect(
         protocol, program, wait_s = protocol or place.protocol, place.script, place.wait_s
         options, report = {**place.options, **options}, place.report
         if place.parties is None or place.identity is None:
-            return Session(LocalMesh.of(["party-0"])[0], protocol, report=report, **options)
+            return Session(LocalMesh.of([place.me])[0], protocol, report=report, **options)
         parties, identity = place.parties, place.identity
     if identity is None:
         raise ConfigError("connect(parties) needs identity=, this party's identity file.")

@@ -171,7 +171,8 @@ def _sum(x: Fixed) -> Fixed:
 
 def _both(positives: Fixed, label: Fixed) -> Fixed:
     """How many pairs of a 1 and a 0 there are."""
-    return positives * (-positives + label.shape[0])
+    pairs: Fixed = positives * (-positives + label.shape[0])
+    return pairs
 
 
 def _tensor(x: torch.Tensor) -> SecretTensor:
