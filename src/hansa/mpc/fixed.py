@@ -17,6 +17,7 @@ import torch
 from hansa.mpc.protocol import Bilinear, Protocol, Ring, Share
 from hansa.mpc.ring import FRACTION_BITS, encode
 
+_WHOLE = 2**20  # whole numbers below it multiply without a longer fraction
 _MOST_BITS = 46  # beyond it a waiting value is brought home: 2^(61 − 46) is still the largest magnitude it may have
 
 
@@ -195,9 +196,13 @@ class Fixed:
         """A product with something public: integers keep the scale, other numbers add bits to it."""
         home = max(self.home, home)
         if self._public is not None:
-            return Fixed.constant(self.engine, op(self._public, factor.to(self._public.dtype)), home)
+            known = self._public
+            kind = torch.promote_types(known.dtype, factor.dtype) if home else known.dtype
+            return Fixed.constant(self.engine, op(known.to(kind), factor.to(kind)), home)
+        if factor.numel() == 1 and op is torch.mul and factor.dim() <= len(self.shape):
+            return self._times(float(factor), home)
         integers = not factor.is_floating_point() or bool(
-            (factor == factor.round()).all() and factor.abs().max() < 2**20
+            (factor == factor.round()).all() and factor.abs().max() < _WHOLE
         )
         power = None if integers else _inverse_power(factor)
         if self.bits + self.engine.bits > _MOST_BITS and not integers:
@@ -213,6 +218,23 @@ class Fixed:
             extra = min(self.engine.bits + below_one, _MOST_BITS - self.bits)
         code = factor.to(torch.int64) if integers else encode(factor, extra, "a factor")
         return self._with(self._share.map(lambda part: op(part, code)), bits=self.bits + extra, home=home)
+
+    def _times(self, factor: float, home: int) -> "Fixed":
+        """The product with one public number, by the same rules, without tensors."""
+        if factor.is_integer() and abs(factor) < _WHOLE:
+            extra, code = 0, int(factor)
+        else:
+            mantissa, exponent = math.frexp(abs(factor))
+            if mantissa == 0.5 and self.bits + 1 - exponent <= _MOST_BITS:
+                extra, code = 1 - exponent, 1 if factor > 0 else -1
+            else:
+                if self.bits + self.engine.bits > _MOST_BITS:
+                    self.share()
+                extra = min(self.engine.bits + max(0, -exponent), _MOST_BITS - self.bits)
+                code = round(factor * (1 << extra))
+        assert self._share is not None
+        share = self._share if code == 1 else self._share.times(code)
+        return self._with(share, bits=self.bits + extra, home=home)
 
     # -- comparison
 
@@ -232,6 +254,39 @@ class Fixed:
 
     def __repr__(self) -> str:
         return f"Fixed({'public' if self._public is not None else 'secret'}, shape={tuple(self.shape)})"
+
+
+class Later(Fixed):
+    """A number that is computed when somebody asks for it: a loss's value, which its gradient does not need.
+
+    Every party runs the same program, so all ask at the same place, or none does.
+
+    Args:
+      engine: as the number's.
+      shape: public.
+      compute: gives the number; called once, or never.
+    """
+
+    __slots__ = ("_compute", "_shape")
+    _WAITING = frozenset(("_public", "_share", "_summands", "bits", "home"))
+
+    def __init__(self, engine: Engine, shape: Sequence[int], compute: Callable[[], Fixed]) -> None:
+        self.engine, self.cached = engine, {}
+        self._shape, self._compute = torch.Size(shape), compute
+
+    @property
+    def shape(self) -> torch.Size:
+        """Known before the number is."""
+        return self._shape
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is not there yet.
+        if name not in self._WAITING:
+            raise AttributeError(name)
+        number = self._compute()
+        for each in self._WAITING:
+            setattr(self, each, getattr(number, each))
+        return getattr(self, name)
 
 
 def _public(other: "Fixed | float | torch.Tensor") -> torch.Tensor | None:

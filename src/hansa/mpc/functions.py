@@ -3,7 +3,7 @@
     reciprocal, rsqrt, sqrt, log     the number is scaled into [1/2, 1) by its highest bit; then Newton or a polynomial:
                                      a relative error of the same size everywhere
     exp                              (1 + x/2ⁿ)^(2ⁿ) with a longer fraction inside
-    sigmoid, tanh, gelu              quadratics between knots, all comparisons in one batch
+    sigmoid, tanh, gelu              cubics between knots, all comparisons in one batch
     maximum, sort                    a tournament; Batcher's network
 
 Errors, over the ranges given, with 16 bits of fraction: `tests/mpc/test_functions.py` measures them all.
@@ -12,7 +12,7 @@ Errors, over the ranges given, with 16 bits of fraction: `tests/mpc/test_functio
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from hansa.mpc.fixed import Fixed
 from hansa.mpc.protocol import Share
 
 _FINE = 22  # bits of fraction inside approximations of numbers near 1
+_ALL_PAIRS, _FEW_COMPARISONS = 16, 1 << 13  # up to which all numbers are compared with each other at once
 _TOP = 46  # the highest bit that a number to be scaled may have
 
 
@@ -62,10 +63,11 @@ def _signed(x: Fixed, function: Callable[[Fixed], Fixed]) -> Fixed:
 
 def reciprocal(x: Fixed) -> Fixed:
     """The number 1/x for 2^−14 ≤ |x| < 2^15, with a relative error of 2^−15 and one unit; 0 at 0."""
-    return _signed(x, _positive_reciprocal)
+    return _signed(x, positive_reciprocal)
 
 
-def _positive_reciprocal(x: Fixed) -> Fixed:
+def positive_reciprocal(x: Fixed) -> Fixed:
+    """As `reciprocal`, of numbers that are known to be positive: without their signs."""
     f = x.engine.bits
     near, hot = _scaled(x)
     w = 2.9142 - near * 2
@@ -137,43 +139,56 @@ def exp_below_zero(x: Fixed) -> Fixed:
 # -- by knots
 
 
-def piecewise(
-    x: Fixed,
-    function: Callable[[np.ndarray], np.ndarray],
-    knots: np.ndarray,
-    tails: tuple[float, float],
-) -> Fixed:
-    """Quadratics between knots, constants beyond them.
+def piecewise(x: Fixed, function: Callable[[np.ndarray], np.ndarray], knots: Sequence[float]) -> Fixed:
+    """Cubics between knots, constants beyond them.
 
     Args:
       x: any shape.
-      function: to be approximated between the knots.
-      knots: increasing, on all of which x is compared in one batch.
-      tails: the constants below the first and above the last knot.
+      function: to be approximated between the knots; beyond them it tends to 0 and to 1.
+      knots: increasing, with all of which x is compared in one batch.
+
+    Each coefficient of x's own piece is a sum of comparisons times public steps, without a message, and the polynomial
+    one product. Steps are differences of whole numbers: beyond the knots they cancel exactly, so that powers of a large
+    number, wrong as they may be, count for nothing.
     """
-    pieces = [np.array([tails[0], 0.0, 0.0])]
-    for low, high in itertools.pairwise(knots):
-        fitted = np.polynomial.Chebyshev.interpolate(function, 2, domain=[low, high])
-        pieces.append(fitted.convert(kind=np.polynomial.Polynomial).coef)
-    pieces.append(np.array([tails[1], 0.0, 0.0]))
-    table = np.stack([np.pad(piece, (0, 3 - len(piece))) for piece in pieces])
-    steps = torch.from_numpy(table[:-1] - table[1:])  # what is added where x is below a knot
-    last = torch.from_numpy(table[-1])
+    steps, last = _pieces(function, tuple(knots))
+    square = x * x
+    cube = square * x
     spread = x.map(lambda part: part[..., None])
-    below = (spread - torch.from_numpy(knots)).negative()
-    # Beyond the knots the quadratic is 0 but for rounding, which a large number would magnify.
-    x = x * (below.map(lambda part: part[..., -1]) - below.map(lambda part: part[..., 0]))
-    c = [
-        (below * steps[:, degree]).map(lambda part: part.sum(-1)).rehomed(x.engine.bits) + float(last[degree])
-        for degree in range(3)
-    ]
-    result: Fixed = c[0] + x * (c[1] + x * c[2])
-    return result
+    below = (spread - torch.tensor(knots, dtype=torch.float64)).negative().share()
+    powers = [Fixed(x.engine, below.map(lambda part, c=c: (part * c).sum(-1)), _FINE, _FINE) for c in steps]
+    one, first, second, third = (power + float(c) for power, c in zip(powers, last, strict=True))
+    result = first * x + second * square + third * cube + one
+    return result.rehomed(x.engine.bits)
 
 
 @functools.cache
-def _knots(low: float, high: float, pieces: int) -> np.ndarray:
-    return np.linspace(low, high, pieces + 1)
+def _pieces(function: Callable[[np.ndarray], np.ndarray], knots: tuple[float, ...]) -> tuple[torch.Tensor, np.ndarray]:
+    """Steps of the four coefficients at each knot, shape (4, knots), and the coefficients beyond the last."""
+    ends = [float(function(np.array(knot))) / 2 for knot in (knots[0], -knots[-1])]
+    pieces = [np.array([ends[0], 0.0, 0.0, 0.0])]
+    for low, high in itertools.pairwise(knots):
+        fitted = np.polynomial.Chebyshev.interpolate(function, 3, domain=[low, high])
+        at = np.linspace(low, high, 1000)
+        error = function(at) - fitted(at)
+        pieces.append(fitted.convert(kind=np.polynomial.Polynomial).coef)
+        pieces[-1][0] += (error.max() + error.min()) / 2  # as much above as below
+    pieces.append(np.array([1 - ends[1], 0.0, 0.0, 0.0]))
+    table = np.round(np.stack(pieces).T * (1 << _FINE))
+    return torch.from_numpy(table[:, :-1] - table[:, 1:]).long(), table[:, -1] / (1 << _FINE)
+
+
+def _logistic(t: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-t)))
+
+
+def _normal(t: np.ndarray) -> np.ndarray:
+    return np.asarray([0.5 * (1 + math.erf(each / math.sqrt(2))) for each in np.ravel(t)]).reshape(np.shape(t))
+
+
+# Where the largest error of all pieces is least.
+_LOGISTIC_KNOTS = (-5.778, -1.561, 1.561, 5.778)
+_NORMAL_KNOTS = (-3.019, -0.908, 0.908, 3.019)
 
 
 def sigmoid(x: Fixed) -> Fixed:
@@ -184,8 +199,7 @@ def sigmoid(x: Fixed) -> Fixed:
         outside, inside = below.map(lambda part: part[..., 1]), below.map(lambda part: part[..., 0])
         result: Fixed = (x + 0.5) * (outside - inside) + (1 - outside)
         return result
-    logistic: Callable[[np.ndarray], np.ndarray] = lambda t: 1 / (1 + np.exp(-t))  # noqa: E731
-    return piecewise(x, logistic, _knots(-6.0, 6.0, 8), (0.00125, 0.99875))
+    return piecewise(x, _logistic, _LOGISTIC_KNOTS)
 
 
 def tanh(x: Fixed) -> Fixed:
@@ -195,8 +209,7 @@ def tanh(x: Fixed) -> Fixed:
 
 def normal_cdf(x: Fixed) -> Fixed:
     """The standard normal distribution function, within 2e-3."""
-    cdf: Callable[[np.ndarray], np.ndarray] = np.vectorize(lambda t: 0.5 * (1 + math.erf(t / math.sqrt(2))))
-    return piecewise(x, cdf, _knots(-3.2, 3.2, 8), (0.0, 1.0))
+    return piecewise(x, _normal, _NORMAL_KNOTS)
 
 
 # -- by comparison
@@ -211,7 +224,44 @@ def equal(x: Fixed, y: Fixed) -> Fixed:
 
 
 def maximum(x: Fixed, hot: bool = False) -> tuple[Fixed, Fixed | None]:
-    """The largest along the last dimension, and, if asked, a one-hot secret of its place."""
+    """The largest along the last dimension, and, if asked, a one-hot secret of its place: the first, if several are.
+
+    Few numbers are all compared with each other at once; many meet in a tournament, in which each is compared once.
+    """
+    size = x.shape[-1]
+    if 2 < size <= _ALL_PAIRS and math.prod(x.shape) * (size - 1) // 2 <= _FEW_COMPARISONS and x.public is None:
+        return _by_pairs(x)
+    return _by_tournament(x, hot)
+
+
+def _by_pairs(x: Fixed) -> tuple[Fixed, Fixed]:
+    """The one that no other one beats."""
+    protocol, size = x.engine.protocol, x.shape[-1]
+    x.share()
+    low, high = torch.triu_indices(size, size, 1)
+    difference = x.map(lambda part: part[..., low]) - x.map(lambda part: part[..., high])
+    beaten = protocol.negative(difference.share())  # 1 where the later one is larger
+    stands = protocol.flip(beaten)
+    # Row i holds, for every j, the bit that i stands against j: pair (i, j) itself for i < j, its opposite for j < i.
+    place = torch.zeros(size, size, dtype=torch.int64)
+    place[low, high] = place[high, low] = torch.arange(len(low))
+    first = torch.ones(size, size, dtype=torch.int8).triu(1)
+    second = torch.ones(size, size, dtype=torch.int8).tril(-1)
+    rows = stands.map(lambda part: part[..., place] * first) ^ beaten.map(lambda part: part[..., place] * second)
+    rows = rows ^ protocol.constant_bits(torch.eye(size, dtype=torch.int8).expand(*x.shape, size).contiguous())
+    while (width := rows.shape[-1]) > 1:
+        half = width // 2
+        both = protocol.both(
+            rows.map(lambda part, h=half: part[..., :h].contiguous()),  # type: ignore[misc]
+            rows.map(lambda part, h=half: part[..., h : 2 * h].contiguous()),  # type: ignore[misc]
+        )
+        rest = rows.map(lambda part, h=half: part[..., 2 * h :])  # type: ignore[misc]
+        rows = both.zip(rest, lambda a, b: torch.cat((a, b), -1))
+    hot = Fixed(x.engine, protocol.to_arithmetic(rows.map(lambda part: part[..., 0])), 0, 0)
+    return (hot * x).map(lambda part: part.sum(-1)), hot
+
+
+def _by_tournament(x: Fixed, hot: bool) -> tuple[Fixed, Fixed | None]:
     places = None
     if hot:
         size = x.shape[-1]
@@ -221,9 +271,9 @@ def maximum(x: Fixed, hot: bool = False) -> tuple[Fixed, Fixed | None]:
         half = size // 2
         a, b = x.map(lambda part, h=half: part[..., :h]), x.map(lambda part, h=half: part[..., h : 2 * h])  # type: ignore[misc]
         rest = x.map(lambda part, h=half: part[..., 2 * h :])  # type: ignore[misc]
-        difference = b - a
-        right = 1 - (-difference).negative().__rsub__(1)  # 1 where b > a
-        winner = a + difference * right
+        difference = a - b
+        right = difference.negative()  # 1 where b > a
+        winner = a - difference * right
         if places is not None:
             p, q = (
                 places.map(lambda part, h=half: part[..., :h, :]),  # type: ignore[misc]
@@ -232,7 +282,7 @@ def maximum(x: Fixed, hot: bool = False) -> tuple[Fixed, Fixed | None]:
             left_over = places.map(lambda part, h=half: part[..., 2 * h :, :])  # type: ignore[misc]
             won = p + (q - p) * right.map(lambda part: part[..., None])
             places = won.join([left_over], lambda parts: torch.cat(parts, -2))
-        x = winner.join([rest], lambda parts: torch.cat(parts, -1))
+        x = winner.join([rest], lambda parts: torch.cat(parts, -1)) if size % 2 else winner
     return x.map(lambda part: part[..., 0]), None if places is None else places.map(lambda part: part[..., 0, :])
 
 

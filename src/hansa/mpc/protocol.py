@@ -10,6 +10,7 @@ party holds a `Share`: as many tensors of the secret's shape as its protocol rep
 written once, in `Share`; the rest is a protocol's.
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,16 +53,16 @@ class Share:
         return Share(tuple(linear(a, b) for a, b in zip(self.parts, other.parts, strict=True)), self.boolean)
 
     def __add__(self, other: "Share") -> "Share":
-        return self.zip(other, torch.add)
+        return self.zip(other, operator.add)
 
     def __sub__(self, other: "Share") -> "Share":
-        return self.zip(other, torch.sub)
+        return self.zip(other, operator.sub)
 
     def __neg__(self) -> "Share":
-        return self.map(torch.neg)
+        return self.map(operator.neg)
 
     def __xor__(self, other: "Share") -> "Share":
-        return self.zip(other, torch.bitwise_xor)
+        return self.zip(other, operator.xor)
 
     def times(self, integer: int | Ring) -> "Share":
         """The secret times a public integer of the ring, which grows its scale and is not truncated."""

@@ -12,6 +12,7 @@ that names the line.
 """
 
 import difflib
+import functools
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -100,6 +101,7 @@ def dispatch(func: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
     return SecretTensor.__torch_dispatch__(func, (), args, kwargs)
 
 
+@functools.cache
 def _functional(func: Any) -> Any:
     """The operation that an in-place one writes back, as add for add_."""
     name = func._schema.name.split("::")[1]

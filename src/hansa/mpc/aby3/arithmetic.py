@@ -17,10 +17,9 @@ It never wraps for |z| < 2⁶². The fast kind takes two messages of 8 bytes and
 truncates each, which is off by 2^(64−f) with probability |z| / 2⁶³ for each element.
 """
 
-import torch
-
-from hansa.mpc.aby3.share import Sharing
+from hansa.mpc.aby3.share import Sharing, words_of
 from hansa.mpc.protocol import Bilinear, Share
+from hansa.mpc.ring.words import Words, heavy, light
 
 _HALF = 1 << 62
 _LOW = (1 << 63) - 1
@@ -37,51 +36,52 @@ class Arithmetic(Sharing):
 
     def settle(self, summands: Share, shift: int = 0) -> Share:
         """One message around; with a shift, three one after another (two with fast truncation)."""
-        z = summands.parts[0]
+        z = light(summands.parts[0])
         if shift:
-            return self._fast(z, shift) if self.fast_truncation else self._exact(z, shift)
-        z = z + self._zero(z.shape)
-        return Share((z, self._around("product", z)))
+            parts = self._fast(z, shift) if self.fast_truncation else self._exact(z, shift)
+        else:
+            z = z + self._zero(z)
+            parts = z, self._around("product", z)
+        return Share(tuple(heavy(part) for part in parts))
 
-    def _exact(self, z: torch.Tensor, shift: int) -> Share:
-        z, shape = z.contiguous(), z.shape
+    def _exact(self, z: Words, shift: int) -> tuple[Words, Words]:
         top = 63 - shift
         if self.me == 2:
-            rho, high, most, alpha = (self._with_next.draw(shape) for _ in range(4))
-            beta = self._with_previous.draw(shape)
-            r = self._own.draw(shape)
-            message = torch.stack((z + r - rho, ((r & _LOW) >> shift) - high, ((r >> 63) & 1) - most))
-            self._send(self.previous, "truncate", message)
-            return Share((beta, alpha))
+            rho, high, most, alpha = (self._with_next.draw_like(z) for _ in range(4))
+            beta = self._with_previous.draw_like(z)
+            r = self._own.draw_like(z)
+            message = z + r - rho, ((r & _LOW) >> shift) - high, ((r >> 63) & 1) - most
+            self._send(self.previous, "truncate", *message)
+            return beta, alpha
         if self.me == 1:
-            beta = self._with_next.draw(shape)
-            masked, high, most = self._recv(self.next, "truncate", (3, *shape))
+            beta = self._with_next.draw_like(z)
+            raws = self.mesh.recv(self.next, "truncate")
+            masked, high, most = (words_of(raw, z) for raw in raws)
             mine, other, mask = z + masked, self.previous, beta
         else:
-            rho, high, most, alpha = (self._with_previous.draw(shape) for _ in range(4))
+            rho, high, most, alpha = (self._with_previous.draw_like(z) for _ in range(4))
             mine, other, mask = z + rho, self.next, alpha
         self._send(other, "open masked", mine)
-        c = mine + self._recv(other, "open masked", shape)
+        c = mine + self._recv(other, "open masked", z)
         c += _HALF
         sign = c >> 63  # −1 where k = 1
         u = (most * (1 + 2 * sign) << top) - high - mask
         self._send(other, "truncated", u)
-        y = u + self._recv(other, "truncated", shape)
+        y = u + self._recv(other, "truncated", z)
         y += (c & _LOW) >> shift
         y -= (1 << (62 - shift)) + (sign << top)
-        return Share((mask, y)) if self.me == 0 else Share((y, mask))
+        return (mask, y) if self.me == 0 else (y, mask)
 
-    def _fast(self, z: torch.Tensor, shift: int) -> Share:
-        z = z + self._zero(z.shape)
+    def _fast(self, z: Words, shift: int) -> tuple[Words, Words]:
+        z = z + self._zero(z)
         if self.me == 1:
             self._send(self.previous, "truncate", z)
-            drawn = self._with_previous.draw(z.shape)
-            return Share((drawn, self._recv(self.next, "truncate", z.shape)))
+            return self._with_previous.draw_like(z), self._recv(self.next, "truncate", z)
         if self.me == 2:
             third = -((-z) >> shift)
             self._send(self.previous, "truncate", third)
-            return Share((third, self._recv(self.next, "truncate", z.shape)))
-        drawn = self._with_next.draw(z.shape)
-        first = ((self._recv(self.next, "truncate", z.shape) + z) >> shift) - drawn
+            return third, self._recv(self.next, "truncate", z)
+        drawn = self._with_next.draw_like(z)
+        first = ((self._recv(self.next, "truncate", z) + z) >> shift) - drawn
         self._send(self.previous, "truncate", first)
-        return Share((first, drawn))
+        return first, drawn

@@ -9,13 +9,11 @@ that halves the words at each level, 64 → 32 → 16 → 8 → 4 → 2 → 1, f
 index: then each level is the high half of a word against its low half.
 """
 
-import functools
-
 import torch
 
 from hansa.mpc.aby3.arithmetic import Arithmetic
 from hansa.mpc.protocol import Share
-from hansa.mpc.ring.words import halves, reversed_bits
+from hansa.mpc.ring.words import Words, halves, heavy, light, narrowed, reversed_bits, stacked
 
 _LOW = (1 << 63) - 1
 _TOP = -(1 << 63)
@@ -26,57 +24,78 @@ class Boolean(Arithmetic):
 
     def both(self, x: Share, y: Share) -> Share:
         """One message around, as long as the words."""
+        return _heavy(self._and(_light(x), _light(y)))
+
+    def _and(self, x: Share, y: Share) -> Share:
         z = x.parts[0] & (y.parts[0] ^ y.parts[1])
         z ^= x.parts[1] & y.parts[0]
-        z ^= self._zero_bits(z.shape, z.dtype)
+        z ^= self._zero_bits(z)
         return Share((z, self._around("and", z)), boolean=True)
 
     def negative(self, x: Share) -> Share:
         """Eight messages one after another, 35 bytes an element in all from party 0."""
         shape = x.shape
-        a, b = self._summands(x.map(lambda part: part.reshape(-1)), reverse=True)
-        carries, ways = self.both(a, b), a ^ b
-        top = ways.map(lambda part: ((part >> 63) & 1).to(torch.int8))
+        a, b = self._summands(_light(x.map(lambda part: part.reshape(-1))), reverse=True)
+        carries, ways = self._and(a, b), a ^ b
+        top = ways.map(lambda part: narrowed((part >> 63) & 1))
         # Bit 63 itself carries nowhere: it is made the identity of the tree.
         g = carries.map(lambda part: part & _LOW)
         p = ways.map(lambda part: part & _LOW)
-        p = p ^ self.constant_bits(torch.full(p.shape, _TOP))
+        if self.me != 1:  # share 0 of a constant is the constant, which parties 0 and 2 hold
+            first, second = p.parts
+            p = Share((first ^ _TOP, second) if self.me == 0 else (first, second ^ _TOP), boolean=True)
         for dtype in (torch.int32, torch.int16, torch.int8):
             g, p = self._level(halves(g, dtype), halves(p, dtype))
         for width in (4, 2):
-            high = functools.partial(torch.bitwise_right_shift, other=width)
-            g, p = self._level((g, g.map(high)), (p, p.map(high)))
-        g = g.map(lambda part: part >> 1) ^ self.both(p.map(lambda part: part >> 1), g)
-        return (g ^ top).map(lambda part: (part & 1).reshape(shape))
+            g, p = self._level((g, _down(g, width)), (p, _down(p, width)))
+        g = _down(g, 1) ^ self._and(_down(p, 1), g)
+        return _heavy((g ^ top).map(lambda part: (part & 1).reshape(shape)))
 
     def bits(self, x: Share) -> Share:
         """Eight messages one after another: party 0's share, an and, and six levels of Kogge and Stone's adder."""
-        a, b = self._summands(x, reverse=False)
+        a, b = self._summands(_light(x), reverse=False)
         p = ways = a ^ b
-        g = self.both(a, b)
+        g = self._and(a, b)
         for distance in (1, 2, 4, 8, 16, 32):
-            moved = Share(tuple(torch.stack((u, v)) << distance for u, v in zip(g.parts, p.parts, strict=True)), True)
-            both = self.both(Share(tuple(torch.stack((u, u)) for u in p.parts), True), moved)
+            moved = Share(tuple(stacked(u, v) << distance for u, v in zip(g.parts, p.parts, strict=True)), True)
+            both = self._and(Share(tuple(stacked(u, u) for u in p.parts), True), moved)
             g, p = g ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
-        return ways ^ g.map(lambda part: part << 1)
+        return _heavy(ways ^ g.map(lambda part: part << 1))
 
     def _level(self, g: tuple[Share, Share], p: tuple[Share, Share]) -> tuple[Share, Share]:
         """Two ands in one message: the pairs (low, high) combined."""
-        ways = Share(tuple(torch.stack((high, high)) for high in p[1].parts), boolean=True)
-        low = Share(tuple(torch.stack((u, v)) for u, v in zip(g[0].parts, p[0].parts, strict=True)), boolean=True)
-        both = self.both(ways, low)
+        ways = Share(tuple(stacked(high, high) for high in p[1].parts), boolean=True)
+        low = Share(tuple(stacked(u, v) for u, v in zip(g[0].parts, p[0].parts, strict=True)), boolean=True)
+        both = self._and(ways, low)
         return g[1] ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
 
     def _summands(self, x: Share, reverse: bool) -> tuple[Share, Share]:
         """x₀ + x₁ and x₂ as boolean shares, their bits in reversed order of index if asked."""
-        order = reversed_bits if reverse else torch.clone
-        none = torch.zeros_like(x.parts[0])
+        first, second = x.parts
+        none = first ^ first
+        order = reversed_bits if reverse else _same
         if self.me == 0:
-            mask = self._with_next.draw(x.shape)
-            hidden = order(x.parts[0] + x.parts[1]) ^ mask
+            mask = self._with_next.draw_like(first)
+            hidden = order(first + second) ^ mask
             self._send(self.previous, "summand", hidden)
             return Share((hidden, mask), True), Share((none, none), True)
         if self.me == 1:
-            return Share((self._with_previous.draw(x.shape), none), True), Share((none, order(x.parts[1])), True)
-        hidden = self._recv(self.next, "summand", x.shape)
-        return Share((none, hidden), True), Share((order(x.parts[0]), none), True)
+            return Share((self._with_previous.draw_like(first), none), True), Share((none, order(second)), True)
+        hidden = self._recv(self.next, "summand", first)
+        return Share((none, hidden), True), Share((order(first), none), True)
+
+
+def _light(x: Share) -> Share:
+    return Share(tuple(light(part) for part in x.parts), x.boolean)
+
+
+def _heavy(x: Share) -> Share:
+    return Share(tuple(heavy(part) for part in x.parts), x.boolean)
+
+
+def _down(x: Share, width: int) -> Share:
+    return x.map(lambda part: part >> width)
+
+
+def _same(words: Words) -> Words:
+    return words

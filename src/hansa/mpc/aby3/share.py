@@ -8,12 +8,15 @@ open        each party sends the share that the one before it lacks
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from hansa.core.checkpoint import Buffer
 from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
 from hansa.mpc.protocol import Protocol, Ring, Share
 from hansa.mpc.ring.random import KEY_BYTES, Prg
+from hansa.mpc.ring.words import Words
 
 
 class Sharing(Protocol):
@@ -40,26 +43,25 @@ class Sharing(Protocol):
 
     # -- messages
 
-    def _send(self, to: str, tag: str, tensor: torch.Tensor) -> None:
-        self.mesh.send(to, tag, [tensor.contiguous().numpy().reshape(-1).view("u1").data])
+    def _send(self, to: str, tag: str, *words: Words) -> None:
+        self.mesh.send(to, tag, [_raw(each) for each in words])
 
-    def _recv(self, sender: str, tag: str, shape: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    def _recv(self, sender: str, tag: str, like: Words) -> Words:
+        """As many words as these, of their kind."""
         (raw,) = self.mesh.recv(sender, tag)
-        return (
-            torch.frombuffer(raw, dtype=dtype).reshape(tuple(shape)) if len(raw) else torch.empty(*shape, dtype=dtype)
-        )
+        return words_of(raw, like)
 
-    def _around(self, tag: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _around(self, tag: str, words: Words) -> Words:
         """Sends to the party before, and receives as much from the party after."""
-        self._send(self.previous, tag, tensor)
-        return self._recv(self.next, tag, tensor.shape, tensor.dtype)
+        self._send(self.previous, tag, words)
+        return self._recv(self.next, tag, words)
 
-    def _zero(self, shape: torch.Size, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    def _zero(self, like: Words) -> Words:
         """This party's summand of a random sharing of 0."""
-        return self._with_previous.draw(shape, dtype) - self._with_next.draw(shape, dtype)
+        return self._with_previous.draw_like(like) - self._with_next.draw_like(like)
 
-    def _zero_bits(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        return self._with_previous.draw(shape, dtype) ^ self._with_next.draw(shape, dtype)
+    def _zero_bits(self, like: Words) -> Words:
+        return self._with_previous.draw_like(like) ^ self._with_next.draw_like(like)
 
     # -- in and out
 
@@ -80,7 +82,7 @@ class Sharing(Protocol):
             self._send(self.next, "input", rest)
             return Share((mask, rest))
         if self.me == (at + 1) % 3:
-            return Share((self._recv(owner, "input", size), zero))
+            return Share((self._recv(owner, "input", zero), zero))
         return Share((zero, self._with_next.draw(size)))
 
     def constant(self, value: Ring) -> Share:
@@ -99,6 +101,21 @@ class Sharing(Protocol):
             self._send(self.previous, "open", share.parts[1])
         if self.mesh.me not in receivers:
             return None
-        third = self._recv(self.next, "open", share.shape, share.parts[1].dtype)
+        third = self._recv(self.next, "open", share.parts[1])
         a, b = share.parts
         return a ^ b ^ third if share.boolean else a + b + third
+
+
+def _raw(words: Words) -> memoryview:
+    array = words if isinstance(words, np.ndarray) else words.contiguous().numpy()
+    view: memoryview = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return view
+
+
+def words_of(raw: Buffer, like: Words) -> Words:
+    """What was received, in the shape, dtype and kind of these."""
+    if isinstance(like, np.ndarray):
+        return np.frombuffer(raw, like.dtype).reshape(like.shape)
+    if not len(raw):
+        return torch.empty_like(like)
+    return torch.frombuffer(raw, dtype=like.dtype).reshape(like.shape)

@@ -99,7 +99,7 @@ def probabilities(x: Fixed) -> tuple[Fixed, Fixed, Fixed]:
     centred = x - largest.map(lambda part: part[..., None])
     powers = functions.exp_below_zero(centred)
     total = powers.map(lambda part: part.sum(-1, keepdim=True))
-    return powers * functions.reciprocal(total), centred, total
+    return powers * functions.positive_reciprocal(total), centred, total
 
 
 @handles(aten._softmax.default)

@@ -3,11 +3,14 @@
 Two parties that hold the same key and ask for the same sizes in the same order draw the same values without a message.
 """
 
+import math
+
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from hansa.core.errors import ConfigError
+from hansa.mpc.ring.words import Words
 
 KEY_BYTES = 16
 
@@ -23,17 +26,25 @@ class Prg:
         if len(key) != KEY_BYTES:
             raise ConfigError(f"a key of {len(key)} bytes: AES-128 takes {KEY_BYTES}.")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._zeros = bytes(1 << 16)
+        self._zeros = memoryview(bytes(1 << 16))
 
     def draw(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """Uniform over all values of an integer dtype."""
-        count = int(np.prod(shape, dtype=np.int64))
-        size = count * torch.empty((), dtype=dtype).element_size()
+        words = self._bytes(math.prod(shape) * dtype.itemsize)
+        return torch.from_numpy(words).view(dtype).reshape(tuple(shape))
+
+    def draw_like(self, words: Words) -> Words:
+        """Uniform, of the same shape, dtype and kind."""
+        if isinstance(words, torch.Tensor):
+            return self.draw(words.shape, words.dtype)
+        return self._bytes(words.nbytes).view(words.dtype).reshape(words.shape)
+
+    def _bytes(self, size: int) -> np.ndarray:
         if len(self._zeros) < size:
-            self._zeros = bytes(size)
+            self._zeros = memoryview(bytes(size))
         out = np.empty(size + 15, np.uint8)
-        self._stream.update_into(memoryview(self._zeros)[:size], out.data)
-        return torch.from_numpy(out[:size]).view(dtype).reshape(tuple(shape))
+        self._stream.update_into(self._zeros[:size], out.data)
+        return out[:size]
 
     def __repr__(self) -> str:
         return "Prg()"

@@ -1,21 +1,70 @@
-"""Words of bits whose halves meet: what the carry trees of comparisons are made of.
+"""Words of the ring: small ones as NumPy's arrays, and words of bits whose halves meet.
 
-A tree over the 64 bits of a word combines neighbours, then neighbours of neighbours. With the bits in reversed order of
-their index each level is the high half of a word against its low half: 64 → 32 → 16 → 8 → 4 → 2 → 1.
+An operation on a few hundred words takes torch several times as long as NumPy, and a round has dozens. What is written
+with operators alone runs on both.
+
+The trees of carries behind comparisons combine neighbours among the 64 bits of a word, then neighbours of neighbours.
+With the bits in reversed order of their index each level is the high half of a word against its low half:
+64 → 32 → 16 → 8 → 4 → 2 → 1.
 """
 
+from typing import Any, TypeAlias
+
+import numpy as np
 import torch
 
 from hansa.mpc.protocol import Share
 
+Words: TypeAlias = Any
+"""An integer tensor, or the array that `light` makes of a small one."""
+_LIGHT = 1 << 13
+
+
+def light(part: torch.Tensor) -> Words:
+    """A small tensor as an array that shares its memory; a large one, or a single number, as it is."""
+    return part.numpy() if part.dim() and part.numel() <= _LIGHT else part
+
+
+def heavy(words: Words) -> torch.Tensor:
+    """What `light` was given, or what was computed from it."""
+    return torch.from_numpy(words) if isinstance(words, np.ndarray) else words
+
+
+def stacked(*words: Words) -> Words:
+    """Along a new first dimension."""
+    return np.stack(words) if isinstance(words[0], np.ndarray) else torch.stack(words)
+
+
+def narrowed(words: Words) -> Words:
+    """As int8."""
+    return words.astype(np.int8) if isinstance(words, np.ndarray) else words.to(torch.int8)
+
+
+def widened(words: Words) -> Words:
+    """Bit 0, as int64."""
+    return (words & 1).astype(np.int64) if isinstance(words, np.ndarray) else (words & 1).to(torch.int64)
+
 
 def halves(x: Share, dtype: torch.dtype) -> tuple[Share, Share]:
     """The low and high halves of every word, as words of a narrower dtype."""
-    pairs = x.map(lambda part: part.contiguous().view(dtype).view(-1, 2))
-    return pairs.map(lambda part: part[:, 0].contiguous()), pairs.map(lambda part: part[:, 1].contiguous())
+    pairs = [_pairs(part, dtype) for part in x.parts]
+    return tuple(Share(tuple(_whole(pair[:, at]) for pair in pairs), x.boolean) for at in (0, 1))  # type: ignore[return-value]
 
 
-def reversed_bits(x: torch.Tensor) -> torch.Tensor:
+def _pairs(words: Words, dtype: torch.dtype) -> Words:
+    if isinstance(words, np.ndarray):
+        return np.ascontiguousarray(words).view(_NUMPY[dtype]).reshape(-1, 2)
+    return words.contiguous().view(dtype).view(-1, 2)
+
+
+def _whole(words: Words) -> Words:
+    return np.ascontiguousarray(words) if isinstance(words, np.ndarray) else words.contiguous()
+
+
+_NUMPY = {torch.int8: np.int8, torch.int16: np.int16, torch.int32: np.int32}
+
+
+def reversed_bits(x: Words) -> Words:
     """Bit b₅b₄b₃b₂b₁b₀ moves to b₀b₁b₂b₃b₄b₅: three swaps of pairs of index bits. Bits 0 and 63 stay."""
     for distance, mask in ((31, 0x00000000AAAAAAAA), (14, 0x0000CCCC0000CCCC), (4, 0x00F000F000F000F0)):
         swap = ((x >> distance) ^ x) & mask
