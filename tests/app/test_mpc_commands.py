@@ -1,7 +1,9 @@
 """`hansa mpc`: an ordinary script as all parties or one of them, and one clear error for each fault."""
 
 import json
+import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from hansa.app.enrol import Authority
 from hansa.core.checkpoint import dump, open_bytes
 from hansa.core.errors import ConfigError, HansaError, Refused, TrainingFailed
 from hansa.core.tensors import Tensors
-from hansa.mpc import connect
+from hansa.mpc import Session, connect
 from hansa.mpc.place import VARIABLE
-from hansa.runtimes.mesh import Parties, Party
+from hansa.mpc.session import code_of
+from hansa.runtimes.mesh import LocalMesh, Parties, Party
+from hansa.runtimes.mesh.local import together as run_together
 
 SUM = """
 import sys
@@ -50,7 +54,7 @@ def said(*words: str, code: int = 0) -> str:
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setattr("sys.argv", list[str]())
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     path = tmp_path / "sum.py"
     path.write_text(SUM)
     return path
@@ -153,6 +157,26 @@ def test_connect_without_a_command_says_how_to_start(monkeypatch: pytest.MonkeyP
         connect(Parties((Party("bank", "127.0.0.1:1"),)))
 
 
+def test_who_only_gives_and_who_only_takes_use_files_alone(league: Path) -> None:
+    """The lab gives, three compute, the reader takes: the session knows neither of them."""
+    text = (league / "parties.toml").read_text()
+    others = [f'[[party]]\nname = "{name}"\naddress = "127.0.0.1:{port}"\nroles = ["{role}"]\n'
+              for name, port, role in (("lab", 2, "input"), ("reader", 3, "result"))]  # fmt: skip
+    (league / "five.toml").write_text(text + "\n".join(others))
+    (league / "t.csv").write_text("a,b\n1,2\n3,4\n")
+    said("mpc", "share", str(league / "t.csv"), "--to", str(league / "five.toml"), "--out", str(league / "in"))
+    assert sorted(path.stem for path in (league / "in").iterdir()) == [*NAMES]
+
+    def program(mesh: LocalMesh) -> None:
+        with Session(mesh) as session:
+            table = session.load(str(league / "in"))
+            session.save(table @ table.t(), str(league / "out"), columns=["x", "y"])  # type: ignore[union-attr]
+            assert not session.report().revealed
+
+    run_together(LocalMesh.of(NAMES), program)
+    assert said("mpc", "reveal", str(league / "out")) == "x,y\n5,11\n11,25\n"
+
+
 def test_a_party_that_only_gives_data_is_told_how(league: Path) -> None:
     text = (league / "parties.toml").read_text()
     (league / "four.toml").write_text(text + '[[party]]\nname = "lab"\naddress = "127.0.0.1:2"\nroles = ["input"]\n')
@@ -188,6 +212,19 @@ def test_a_different_script_is_refused_on_every_side(league: Path, script: Path)
     assert all(isinstance(each, HansaError) for each in results), results
     assert isinstance(results[2], Refused) and "another program" in str(results[2])
     assert any("'shop'" in str(each) for each in results[:2])
+
+
+def test_a_different_module_beside_the_script_is_another_program(
+    league: Path, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("beside")
+    module.__file__ = str(league / "beside.py")
+    (league / "beside.py").write_text("layers = 3")
+    alone = code_of(script)
+    monkeypatch.setitem(sys.modules, "beside", module)
+    first = code_of(script)
+    (league / "beside.py").write_text("layers = 4")
+    assert len({alone, first, code_of(script)}) == 3
 
 
 def test_the_certificate_of_another_party_ends_in_an_error_on_every_side(league: Path, script: Path) -> None:

@@ -338,7 +338,8 @@ def connect(
       parties: the file, or what was read from it; those of them that compute take part.
       identity: this party's identity file, of role `party`.
       protocol: see `Session`; what the command said if None, else aby3.
-      program: the file whose content all parties must share; the calling script if None.
+      program: the file whose content all parties must share, as that of the modules beside it that are imported
+        before; the calling script if None.
       wait_s: for the others to come.
       options: of `Session`.
 
@@ -361,9 +362,8 @@ def connect(
     known, protocol = parties if isinstance(parties, Parties) else Parties.read(parties), protocol or "aby3"
     computing = computing_parties(known, protocol)
     file = Path(program) if program is not None else Path(sys.argv[0])
-    content = file.read_bytes() if file.is_file() else b""
     settings = json.dumps([protocol, sorted(options.items()), known.digest().hex()]).encode()
-    digest = hashlib.sha256(hashlib.sha256(content).digest() + settings).digest()
+    digest = hashlib.sha256(code_of(file) + settings).digest()
     me = Identity.load(str(identity)).name
     if me in known.names and me not in computing.names:
         raise ConfigError(
@@ -371,6 +371,21 @@ def connect(
             "with `hansa mpc reveal`."
         )
     return Session(TlsMesh(str(identity), computing, digest, wait_s=wait_s), protocol, report=report, **options)
+
+
+def code_of(program: Path) -> bytes:
+    """A hash of a program and of the modules beside it that are imported by now."""
+    if not program.is_file():
+        return b""
+    folder, files = program.absolute().parent, {program.absolute()}
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/")
+        ours = name.split(".")[0] == "hansa" or "site-packages" in file.parts
+        if not ours and file.is_file() and file.is_relative_to(folder):
+            files.add(file)
+    named = [("" if file.name == program.name else str(file.relative_to(folder)), file) for file in sorted(files)]
+    pairs = [(name, hashlib.sha256(file.read_bytes()).hexdigest()) for name, file in named]
+    return hashlib.sha256(json.dumps(pairs).encode()).digest()
 
 
 def computing_parties(known: Parties, protocol: str) -> Parties:
