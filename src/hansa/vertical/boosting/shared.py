@@ -1,0 +1,271 @@
+"""Boosted trees over columns that nobody joins, on shares: nobody sees a gradient, a gain, or who went where.
+
+    owners        share for each split they could make which rows it sends left         B   rows × candidates, secret
+    all           gradients of the margins, sums (mask · g) B, gains, the largest of each node: on shares
+    an owner      is told which of its own candidates won a node, and of others' nodes nothing
+    all           the winner's rows go left, the others right                           mask ← mask · (B hot), secret
+    label owner   is told the leaves
+
+A node whose best split gains nothing sends all its rows right. Columns of text are split one category from the rest,
+since nobody may see the gradients to order them by.
+
+Source: Fang et al. 2021, Large-scale secure XGB for vertical federated learning, https://arxiv.org/abs/2005.08479
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hansa.algorithms.trees.columns import Choice, Grouping, Table
+from hansa.algorithms.trees.losses import Floats, loss_of, predictions
+from hansa.algorithms.trees.settings import Boosting
+from hansa.algorithms.trees.tree import Boosted, Split, Tree
+from hansa.core.errors import ConfigError, ProtocolError, require
+from hansa.mpc import functions
+from hansa.mpc.secret import SecretTensor
+from hansa.mpc.session import Session
+from hansa.vertical.learns import Learns
+from hansa.vertical.table import AlignedTable
+
+_LEAST_GAIN = 0.01  # above what rounding in the sums of some ten thousand rows can make of no gain at all
+_MOST_ROWS = 1 << 15  # a sum of hessians is divided by
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedBoosting(Boosting):
+    """Boosted trees on shares.
+
+    Args:
+      labels_at: the owner of the labels.
+
+    The other settings are those of `hansa.algorithms.trees.Boosting`; `loss` is `logistic` or `squared`, all rows are
+    learned from in every round (no `goss`, no `validation`), and there are at most 32,768 of them.
+    """
+
+    labels_at: str
+
+    title: ClassVar[str] = "Boosted trees on shares"
+    learns: ClassVar[Learns] = {
+        "labels' owner": ("the leaves' values, and which of its own columns split which nodes, where",),
+        "other owners": ("which of their own columns split which nodes, where",),
+        "a helper": ("how many rows, candidates and trees there are, as everybody",),
+        "prediction": ("the labels' owner: the prediction of each row",),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.loss != "softmax", "loss='softmax' is not computed on shares: use EncryptedBoosting.")
+        require(self.goss is None and not self.validation, "goss and validation would tell who went where: leave them.")
+
+    def fit(
+        self, session: Session, table: AlignedTable | None, labels: Any = None, *,
+        observe: Callable[[int], None] | None = None,
+    ) -> Boosted:  # fmt: skip
+        """Trains; every party of the session calls it.
+
+        Args:
+          session: of `hansa.mpc`.
+          table: this party's columns; None at one that only computes.
+          labels: at their owner alone, one number for each row.
+          observe: called with the number of each round that is done.
+
+        Returns:
+          This party's part of the trees; `predict_shared` takes it.
+
+        Raises:
+          ConfigError: settings or alignments differ, labels at another party than `labels_at`, too many rows.
+          DataError: labels or columns that cannot be learned from.
+        """
+        require((session.me == self.labels_at) == (labels is not None), f"labels are given at '{self.labels_at}'.")
+        binned = Table(table.columns, self) if table is not None and table.names else None
+        choices = [] if binned is None else _choices(binned)
+        loss = None if labels is None else loss_of(self.loss, labels)
+        rows = len(loss.labels) if loss is not None else None if binned is None else len(binned)
+        sizes, rows = _meet(session, self, table, rows, len(choices))
+        y = session.share(None if loss is None else loss.labels, self.labels_at)
+        base = session.share(None if loss is None else loss.base(), self.labels_at)
+        sides = {
+            owner: session.share(_sides(binned, choices) if owner == session.me and binned else None, owner)
+            for owner, size in sizes.items() if size
+        }  # fmt: skip
+        left = torch.cat(list(sides.values()), 1)
+        margin = base.expand(rows)
+        owners = (self.labels_at, *sorted(set(session.names) - {self.labels_at}))
+        part = Boosted(self.loss, base=tuple(loss.base().tolist()) if loss else (), party=session.me, owners=owners)
+        for round in range(self.trees):
+            margin, hot, leaves = self._tree(margin, y, left)
+            part = part.with_round([_opened(session, self, sizes, hot, leaves, binned, choices)])
+            if observe is not None:
+                observe(round + 1)
+        return part
+
+    def _tree(self, margin: Any, y: Any, left: Any) -> tuple[Any, Any, Any]:
+        """One tree: the margins after it, the winners of its nodes (nodes × candidates), and its leaves; all secret."""
+        if self.loss == "logistic":
+            p = torch.sigmoid(margin)
+            g, h = p - y, p * (1 - p)
+        else:
+            g, h = margin - y, torch.ones(margin.shape[0]) + 0 * y
+        mask, hots = None, []
+        for _ in range(self.depth):
+            G, H = (x[None] if mask is None else mask * x for x in (g, h))
+            hot = self._winners(G @ left, H @ left, G.sum(1, keepdim=True), H.sum(1, keepdim=True))
+            hots.append(hot)
+            goes = hot @ left.T
+            goes = goes if mask is None else mask * goes
+            stays = 1 - goes if mask is None else mask - goes
+            mask = torch.stack([goes, stays], 1).reshape(-1, margin.shape[0])
+        assert mask is not None
+        leaves = _quotient(-self.learning_rate * (mask @ g), mask @ h + self.l2)
+        return margin + leaves @ mask, torch.cat(hots), leaves
+
+    def _winners(self, GL: Any, HL: Any, G: Any, H: Any) -> Any:
+        """For each node a one at its best candidate, or zeros if that gains too little; secret integers."""
+        HR = H - HL
+        gains = 0.5 * (_score(GL, HL, self.l2) + _score(G - GL, HR, self.l2))
+        least = max(self.min_child_weight, 2**-10)  # an empty child's sum is 0 up to rounding
+        gains = gains * (least <= HL) * (least <= HR)
+        best, hot = functions.maximum(gains.value, hot=True)
+        assert hot is not None
+        enough = SecretTensor(best, gains.dtype)[:, None] > 0.5 * _score(G, H, self.l2) + max(self.gamma, _LEAST_GAIN)
+        return SecretTensor(hot, torch.int64) * enough
+
+
+def predict_shared(session: Session, part: Boosted, table: AlignedTable | None) -> Floats | None:
+    """Predicts on shares; every party of the session calls it.
+
+    Args:
+      session: with the parties of the training.
+      part: what `fit` gave here.
+      table: this owner's columns of the rows to predict, aligned with the others'; None at one that only computes.
+
+    Returns:
+      At the labels' owner probabilities, or numbers with the squared loss; None elsewhere.
+
+    Raises:
+      ConfigError: alignments differ.
+    """
+    leader, depth = part.owners[0], 0
+    if part.base:
+        depth = (len(part.trees[0][0].leaves)).bit_length() - 1
+    mine = any(tree.splits for round in part.trees for tree in round)
+    sizes, rows = _meet(session, None, table, len(table) if table is not None and table.names else None, int(mine))
+    depth = int(_told(session, leader, depth))
+    nodes, trees = 2**depth - 1, [round[0] for round in part.trees]
+    left: Any = 0
+    for owner, size in sizes.items():
+        if size:
+            own = _answers(trees, table, nodes, rows) if owner == session.me else None
+            left = left + session.share(own, owner)
+    values = np.array([[tree.leaves[nodes + at] for at in range(nodes + 1)] for tree in trees]) if part.base else None
+    leaves = session.share(values, leader)
+    if isinstance(left, int):  # no tree splits: all rows go right
+        left = session.share(np.zeros((len(trees), nodes, rows), np.int64) if part.base else None, leader)
+    mask: Any = None
+    for level in range(depth):
+        goes = left[:, 2**level - 1 : 2 ** (level + 1) - 1]
+        goes = goes if mask is None else mask * goes
+        stays = 1 - goes if mask is None else mask - goes
+        mask = torch.stack([goes, stays], 2).reshape(len(trees), 2 ** (level + 1), rows)
+    margins = session.reveal((leaves[:, :, None] * mask).sum((0, 1)), to=leader)
+    return None if margins is None else predictions(part.loss, margins.double().numpy()[:, None] + np.array(part.base))
+
+
+# -- in the clear, at one party
+
+
+def _choices(table: Table) -> list[Choice]:
+    """Everything that an owner's table can be split by."""
+    groups = [Grouping(place, (at,)) for place in table.texts for at in range(table.bins[place].count)]
+    return [*table.cuts, *groups]
+
+
+def _sides(table: Table, choices: list[Choice]) -> NDArray[np.int64]:
+    """1 where a candidate sends a row left, shape (rows, candidates)."""
+    every = np.arange(len(table))
+    made = [table.split(choice, every) for choice in choices]
+    return np.column_stack([split.goes_left(table.columns[split.column]) for split in made]).astype(np.int64)
+
+
+def _answers(trees: list[Tree], table: AlignedTable | None, nodes: int, rows: int) -> NDArray[np.int64]:
+    """1 where a row would go left at a node of ours, shape (trees, nodes, rows); 0 at the nodes of others."""
+    out = np.zeros((len(trees), nodes, rows), np.int64)
+    for at, tree in enumerate(trees):
+        for node, split in tree.splits.items():
+            assert table is not None
+            out[at, node] = split.goes_left(table[split.column])
+    return out
+
+
+def _score(G: Any, H: Any, l2: float) -> Any:
+    return G * _quotient(G, H + l2)
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    return SecretTensor(functions.quotient(a.value, b.value), a.dtype)
+
+
+def _opened(
+    session: Session, settings: SharedBoosting, sizes: dict[str, int], hot: Any, leaves: Any, table: Table | None,
+    choices: list[Choice],
+) -> Tree:  # fmt: skip
+    """This party's part of a tree: each owner is shown the winners among its own candidates."""
+    at, splits = 0, dict[int, Split]()
+    for owner, size in sizes.items():
+        if size:
+            shown = session.reveal(hot[:, at : at + size], to=owner)
+            at += size
+            if shown is not None and table is not None:
+                for node, choice in zip(*np.nonzero(shown.numpy()), strict=True):
+                    splits[int(node)] = table.split(choices[choice], np.arange(len(table)))
+    values = session.reveal(leaves, to=settings.labels_at)
+    first = 2**settings.depth - 1
+    known = {} if values is None else {first + place: float(value) for place, value in enumerate(values)}
+    return Tree(splits=splits, leaves=known)
+
+
+# -- what all must know and agree on
+
+
+def _meet(
+    session: Session, settings: SharedBoosting | None, table: AlignedTable | None, rows: int | None, size: int
+) -> tuple[dict[str, int], int]:
+    """How many candidates each party has, and how many rows there are."""
+    digest = settings.digest().hex() if settings else ""
+    alignment = None if table is None else table.alignment.hex()
+    mine = {"settings": digest, "alignment": alignment, "rows": rows, "size": size}
+    told: dict[str, dict[str, Any]] = {session.me: mine}
+    for peer in session.mesh.peers:
+        session.mesh.send(peer, "boosting", [json.dumps(mine).encode()])
+    for peer in session.mesh.peers:
+        try:
+            facts = json.loads(bytes(session.mesh.recv(peer, "boosting")[0]))
+            told[peer] = {name: facts[name] for name in mine}
+        except (ValueError, KeyError, TypeError):
+            raise ProtocolError(f"'{peer}' sent no facts of its table.") from None
+    for what in ("settings", "alignment", "rows"):
+        stated = {party: facts[what] for party, facts in told.items() if facts[what] is not None}
+        if len(set(stated.values())) != 1:
+            raise ConfigError(f"the parties have not the same {what}: {stated}; give the same everywhere.")
+    count = next(facts["rows"] for facts in told.values() if facts["rows"] is not None)
+    require(type(count) is int and 0 < count <= _MOST_ROWS, f"{count} rows: at most {_MOST_ROWS} fit on shares.")
+    if settings is not None:
+        require(any(facts["size"] for facts in told.values()), "no owner has a column that can be split.")
+    return {party: int(told[party]["size"]) for party in sorted(told)}, int(count)
+
+
+def _told(session: Session, teller: str, value: int) -> int:
+    """A public number of one party's."""
+    if session.me == teller:
+        for peer in session.mesh.peers:
+            session.mesh.send(peer, "boosting", [str(value).encode()])
+        return value
+    raw = bytes(session.mesh.recv(teller, "boosting")[0])
+    if not raw.isdigit() or len(raw) > 2:
+        raise ProtocolError(f"'{teller}' sent no depth of its trees.")
+    return int(raw)
