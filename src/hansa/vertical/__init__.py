@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 _NAMES: dict[str, tuple[str, ...]] = {
     "glm": ("FittedGlm", "Glm"),
-    "psi": ("Audit", "Keys", "align", "intersect"),
+    "psi": ("Audit", "Keys", "align", "coordinate", "intersect"),
     "table": ("AlignedTable",),
 }
 _HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
@@ -32,5 +32,11 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hansa.vertical.glm import FittedGlm as FittedGlm, Glm as Glm
-    from hansa.vertical.psi import Audit as Audit, Keys as Keys, align as align, intersect as intersect
+    from hansa.vertical.psi import (
+        Audit as Audit,
+        Keys as Keys,
+        align as align,
+        coordinate as coordinate,
+        intersect as intersect,
+    )
     from hansa.vertical.table import AlignedTable as AlignedTable

@@ -85,8 +85,8 @@ def test_what_each_party_learns_is_said_and_has_to_be_accepted(capsys: pytest.Ca
     for accept in (False, refuse):
         raised = errors(TWO, lambda mesh, a=accept: align(mesh, tables(3)[mesh.me], columns(mesh.me), accept=a))
         assert all(isinstance(error, PolicyError) and "nothing was sent" in str(error) for error in raised.values())
-    assert "which of its own keys 'shop' have, too" in asked[0]
-    assert "how many keys 'bank' enter" in capsys.readouterr().err
+    assert "which of its own keys 'shop' has, too" in asked[0]
+    assert "how many keys 'bank' enters" in capsys.readouterr().err
 
 
 def test_no_shared_key_is_an_error_at_both() -> None:

@@ -4,7 +4,7 @@ made = align(mesh, table, Keys("mail"), accept=True)       at every owner; an Al
 """
 
 from hansa.vertical.psi.audit import Audit
-from hansa.vertical.psi.intersect import Intersection, align, intersect
+from hansa.vertical.psi.intersect import Intersection, align, coordinate, intersect
 from hansa.vertical.psi.keys import Keys
 
-__all__ = ["Audit", "Intersection", "Keys", "align", "intersect"]
+__all__ = ["Audit", "Intersection", "Keys", "align", "coordinate", "intersect"]

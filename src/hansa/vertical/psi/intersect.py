@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hansa.core.errors import ConfigError, DataError, HansaError, ProtocolError, require
 from hansa.core.runtime import Mesh
 from hansa.vertical.psi.audit import Audit
+from hansa.vertical.psi.coordinator import serve
 from hansa.vertical.psi.entries import Entries, bucket_count, bucket_size, filled, make_private
 from hansa.vertical.psi.keys import Keys
 from hansa.vertical.psi.protocols import Protocol, protocol as protocol_of
@@ -129,6 +130,8 @@ def intersect(
     session = terms.agree(mesh, len(entries), entropy)
     buckets = bucket_count(max(session.sizes.values()), bucket_keys)
     session, left = state.begin(session, entries, buckets)
+    if terms.helper and mesh.me == terms.owners[0]:
+        mesh.send(terms.helper, "psi left", [bytes(left)])
     if audit is not None:
         audit.begin(session)
     try:
@@ -142,6 +145,27 @@ def intersect(
         told = {} if found is None else {"shared": len(found), "alignment": found.alignment.hex()}
         audit.end(session, **told)
     return found
+
+
+def coordinate(
+    mesh: Mesh, keys: Keys, *, protocol: str = "coordinator", learns: Sequence[str] | None = None, cap: int = CAP,
+    accept: Accept = False, bucket_keys: int = BUCKET_KEYS, entropy: Entropy = secrets.token_bytes,
+) -> None:  # fmt: skip
+    """The coordinator's side of an intersection. Arguments as the owners give them to `intersect`.
+
+    Of `keys`, only the normalisation and the number of columns count: no key is seen here.
+
+    Raises:
+      PolicyError, ConfigError, ProtocolError: as `intersect`.
+    """
+    terms = terms_of((mesh.me, *mesh.peers), keys, protocol, learns, mesh.me, cap, bucket_keys)
+    chosen = protocol_of(protocol)
+    ask(chosen.title, chosen.learns(terms), accept)
+    session = terms.agree(mesh, 0, entropy)
+    buckets = bucket_count(max(session.sizes.values()), bucket_keys)
+    sizes = {owner: bucket_size(size, buckets) for owner, size in session.sizes.items()}
+    for _ in bytes(mesh.recv(terms.owners[0], "psi left")[0]):
+        serve(session, sizes)
 
 
 @dataclass(frozen=True)

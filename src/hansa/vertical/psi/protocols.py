@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hansa.core.errors import ConfigError, require
 from hansa.vertical.learns import Learns
-from hansa.vertical.psi import ecdh, fast
+from hansa.vertical.psi import coordinator, ecdh, fast, many
 from hansa.vertical.psi.tags import Match
 from hansa.vertical.psi.terms import Terms
 
@@ -42,11 +42,12 @@ class Protocol:
         """What each party learns, in words."""
         said: dict[str, list[str]] = {}
         for owner in terms.owners:
-            others = " and ".join(f"'{name}'" for name in terms.owners if name != owner)
-            said[owner] = [f"how many keys {others} enter, at most {terms.cap:,} each"]
+            names = [f"'{name}'" for name in terms.owners if name != owner]
+            others, plural = " and ".join(names), len(names) > 1
+            enter, have = ("each enter", "all of {} have") if plural else ("enters", "{} has")
+            said[owner] = [f"how many keys {others} {enter}, at most {terms.cap:,}"]
             if owner in terms.learns:
-                every = "all of " if len(terms.owners) > 2 else ""
-                said[owner].append(f"which of its own keys {every}{others} have, too; of no other key who has it")
+                said[owner].append(f"which of its own keys {have.format(others)}, too; of no other key who has it")
             if self.extra and "owner" in self.extra:
                 said[owner].append(self.extra["owner"])
         if terms.helper:
@@ -56,9 +57,15 @@ class Protocol:
         return said
 
 
+_OF_COORDINATOR = {"coordinator": "how many keys each group of owners shares, but not which"}
+_OF_MANY = {"owner": "nothing of what some of the owners alone share"}
 PROTOCOLS: Mapping[str, Protocol] = {
     "ecdh": Protocol("Private set intersection by Diffie–Hellman", ecdh.intersect),
     "fast": Protocol("Private set intersection by oblivious transfer", fast.intersect),
+    "coordinator": Protocol(
+        "Private set intersection with a coordinator", coordinator.intersect, None, True, _OF_COORDINATOR
+    ),
+    "many": Protocol("Private set intersection of many owners", many.intersect, None, False, _OF_MANY),
 }
 
 
