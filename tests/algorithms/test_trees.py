@@ -1,12 +1,13 @@
 """Boosted trees on columns that are all here: against a learner that tries everything, and against XGBoost."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings as profile, strategies as st
 
-from hansa.algorithms.trees import Boosted, Boosting, Split, fit, joined
+from hansa.algorithms.trees import Boosted, Boosting, Split, fit, joined, to_xgboost
 from hansa.algorithms.trees.losses import loss_of
 from hansa.core.errors import ConfigError, CorruptFile, DataError, StateMismatch
 
@@ -150,6 +151,36 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         whole.predict({name: values for name, values in columns.items() if name != "town"})
     with pytest.raises(ConfigError, match="patience needs rows"):
         Boosting(patience=2)
+
+
+@pytest.mark.parametrize("loss", ["logistic", "squared", "softmax"])
+def test_xgboost_predicts_the_same_from_its_file(loss: str, tmp_path: Path) -> None:
+    xgboost = pytest.importorskip("xgboost", reason="the comparison needs xgboost")
+    r = np.random.default_rng(5)
+    x = r.normal(size=(600, 4)).astype(np.float32).astype(np.float64)
+    y = (x[:, 0] > x[:, 1]) * 1.0 + (x[:, 2] > 0.3) * (loss == "softmax")
+    x[r.random(x.shape) < 0.1] = np.nan
+    x[y > 0, 3], x[y == 0, 3] = 7.0, np.nan  # split at infinity: present from missing
+    columns = {f"c{at}": x[:, at] for at in range(4)}
+    columns["unasked"] = np.ones(600)
+    model = fit(columns, y, Boosting(trees=6, depth=3, loss=loss))
+    (tmp_path / "model.json").write_text(to_xgboost(model, list(columns)))
+    booster = xgboost.Booster()
+    booster.load_model(tmp_path / "model.json")
+    theirs = booster.predict(xgboost.DMatrix(np.column_stack(list(columns.values())), feature_names=list(columns)))
+    assert np.abs(theirs - model.predict(columns)).max() < 1e-5
+
+
+def test_what_xgboosts_file_has_no_place_for_is_refused() -> None:
+    columns, labels = people()
+    whole = fit(columns, labels, Boosting(trees=3))
+    with pytest.raises(DataError, match="'town' is text"):
+        to_xgboost(whole, list(columns))
+    number = fit({"age": columns["age"]}, labels, Boosting(trees=1))
+    with pytest.raises(DataError, match="not among"):
+        to_xgboost(number, ["income"])
+    with pytest.raises(DataError, match="part of 'shop'"):
+        to_xgboost(Boosted("logistic", party="shop", owners=("bank", "shop")), ["age"])
 
 
 def test_parts_of_nothing_do_not_join() -> None:

@@ -7,5 +7,6 @@ grow(sources, gradients, …)         one tree over columns of many owners: hans
 from hansa.algorithms.trees.boost import fit
 from hansa.algorithms.trees.settings import Boosting
 from hansa.algorithms.trees.tree import Boosted, Split, Tree, joined
+from hansa.algorithms.trees.xgboost_json import to_xgboost
 
-__all__ = ["Boosted", "Boosting", "Split", "Tree", "fit", "joined"]
+__all__ = ["Boosted", "Boosting", "Split", "Tree", "fit", "joined", "to_xgboost"]
