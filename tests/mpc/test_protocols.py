@@ -162,7 +162,9 @@ def test_wrong_parties_and_options_are_named() -> None:
         Pond(LocalMesh.of(("a", "b"))[0])
     with pytest.raises(ConfigError, match="dealer='d' is no party"):
         Pond(LocalMesh.of(NAMES)[0], "d")
-    for protocol in (Aby3, Pond):
+    with pytest.raises(ConfigError, match="two_party is computed by two parties: a, b, c are given"):
+        TwoParty(LocalMesh.of(NAMES)[0])
+    for protocol in (Aby3, Pond, TwoParty):
         with pytest.raises(ConfigError, match="truncation='slow'"):
             protocol(LocalMesh.of(NAMES)[0], truncation="slow")
 
@@ -176,7 +178,7 @@ def test_a_dealer_that_is_ahead_waits_for_the_servers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["aby3", "pond"])
+@pytest.mark.parametrize("kind", ["aby3", "pond", "two_party"])
 def test_exact_truncation_is_right_in_ten_million_cases_up_to_the_range(kind: str) -> None:
     for seed in range(10):
         x = ring(seed, 1_000_000, bits=62)

@@ -11,6 +11,7 @@ from hansa.core.checkpoint import Buffer
 from hansa.mpc.aby3 import Aby3
 from hansa.mpc.pond import Pond
 from hansa.mpc.protocol import Protocol, Share
+from hansa.mpc.two_party import TwoParty
 from hansa.runtimes.mesh.local import LocalMesh, together
 
 NAMES, N = ("a", "b", "c"), 4000
@@ -18,7 +19,9 @@ PROTOCOLS: dict[str, Callable[[LocalMesh], Protocol]] = {
     "aby3": Aby3,
     "aby3-fast": lambda mesh: Aby3(mesh, truncation="fast"),
     "pond": Pond,
+    "two_party": TwoParty,
 }
+SECURE = ("aby3", "pond", "two_party")
 
 
 class Listening(LocalMesh):
@@ -34,8 +37,9 @@ class Listening(LocalMesh):
 
 def listen(kind: str, value: int, run: Callable[[Protocol, Share], Any], owner: str = "a") -> list[bytes]:
     """What each party receives while an operation runs on a secret that is the same number everywhere."""
-    meshes = [Listening(mesh.me, NAMES, mesh._links, mesh._lost) for mesh in LocalMesh.of(NAMES)]
-    x = torch.full((N,), value)
+    names, size = (NAMES[:2], N // 4) if kind == "two_party" else (NAMES, N)
+    meshes = [Listening(mesh.me, names, mesh._links, mesh._lost) for mesh in LocalMesh.of(names)]
+    x = torch.full((size,), value)
 
     def party(mesh: LocalMesh) -> None:
         assert isinstance(mesh, Listening)
@@ -66,11 +70,11 @@ def chi_square(heard: bytes) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-@pytest.mark.parametrize("kind", ["aby3", "pond"])
+@pytest.mark.parametrize("kind", SECURE)
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("value", [0, -1, 0x0123456789AB])
 def test_every_party_receives_uniform_bytes(kind: str, operation: str, value: int) -> None:
-    for name, heard in zip(NAMES, listen(kind, value, OPERATIONS[operation]), strict=True):
+    for name, heard in zip(NAMES, listen(kind, value, OPERATIONS[operation]), strict=False):
         if len(heard) >= 256 * 20:
             assert 255 - 6.5 * 22.6 < chi_square(heard) < 255 + 6.5 * 22.6, f"{name} in {operation}"
 
@@ -90,13 +94,15 @@ def test_the_test_sees_what_is_not_hidden() -> None:
     assert max(chi_square(heard) for heard in listen("aby3", 5, openly)) > 1000
 
 
-@pytest.mark.parametrize("kind", ["aby3", "pond"])
+@pytest.mark.parametrize("kind", SECURE)
 @pytest.mark.parametrize("owner", NAMES)
 def test_no_word_is_received_twice_and_none_is_the_secret(kind: str, owner: str) -> None:
     def everything(protocol: Protocol, x: Share) -> None:
         for run in OPERATIONS.values():
             run(protocol, x)
 
+    if kind == "two_party" and owner == "c":
+        return
     secret = 0x0123456789ABCDEF
     for heard in listen(kind, secret, everything, owner):
         words = np.frombuffer(heard[: len(heard) // 8 * 8], np.int64)
@@ -117,7 +123,7 @@ def test_a_dealer_hears_nothing_but_masked_shares_of_what_is_opened_to_it(owner:
     assert (np.frombuffer(heard, np.int64).reshape(2, N).sum(0) == 9).all()
 
 
-@pytest.mark.parametrize("kind", ["aby3", "pond"])
+@pytest.mark.parametrize("kind", SECURE)
 def test_two_runs_of_one_program_share_no_key(kind: str) -> None:
     first, second = (listen(kind, 7, OPERATIONS["scaled product"]) for _ in range(2))
     assert all(a != b for a, b in zip(first, second, strict=True) if a), "two runs used the same keys"

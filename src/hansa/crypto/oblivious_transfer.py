@@ -26,17 +26,13 @@ import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from hansa.core.errors import ConfigError, MissingExtra, ProtocolError
 from hansa.core.runtime import Mesh
-
-try:
-    from coincurve import PrivateKey, PublicKey
-except ImportError as error:
-    raise MissingExtra("oblivious transfer", "coincurve", "mpc") from error
 
 KEY_BYTES = 16
 WIDTH = 128
@@ -68,7 +64,8 @@ def base_send(mesh: Mesh, peer: str, count: int, entropy: Entropy = secrets.toke
     Raises:
       ProtocolError: the peer sent something that is no point of the curve.
     """
-    secret = PrivateKey(entropy(32))
+    curve = _curve()
+    secret = curve.PrivateKey(entropy(32))
     mine = secret.public_key.format()
     mesh.send(peer, "base", [mine])
     raw = bytes(mesh.recv(peer, "base choices")[0])
@@ -80,7 +77,7 @@ def base_send(mesh: Mesh, peer: str, count: int, entropy: Entropy = secrets.toke
         chosen = raw[i * _POINT_BYTES : (i + 1) * _POINT_BYTES]
         zero = _point(chosen, peer)
         try:
-            one = PublicKey.combine_keys([zero, minus])
+            one = curve.PublicKey.combine_keys([zero, minus])
         except ValueError:  # the sum is the point at infinity
             raise ProtocolError(f"'{peer}' sent our own point back: it is broken or hostile.") from None
         first, second = (secret.ecdh(point.format()) for point in (zero, one))
@@ -100,20 +97,30 @@ def base_receive(mesh: Mesh, peer: str, choices: np.ndarray, entropy: Entropy = 
     Raises:
       ProtocolError: the peer sent something that is no point of the curve.
     """
+    curve = _curve()
     theirs = bytes(mesh.recv(peer, "base")[0])
     point = _point(theirs, peer)
     made = []
     for choice in choices:
-        secret = PrivateKey(entropy(32))
-        both = (secret.public_key, PublicKey.combine_keys([secret.public_key, point]))
+        secret = curve.PrivateKey(entropy(32))
+        both = (secret.public_key, curve.PublicKey.combine_keys([secret.public_key, point]))
         made.append((secret, both[int(choice)].format()))
     mesh.send(peer, "base choices", [b"".join(sent for _, sent in made)])
     return [_key(i, theirs, sent, secret.ecdh(theirs)) for i, (secret, sent) in enumerate(made)]
 
 
-def _point(raw: bytes, peer: str) -> PublicKey:
+def _curve() -> Any:
+    """The library of secp256k1, which only base transfers need."""
     try:
-        return PublicKey(raw)
+        import coincurve
+    except ImportError as error:
+        raise MissingExtra("oblivious transfer", "coincurve", "mpc") from error
+    return coincurve
+
+
+def _point(raw: bytes, peer: str) -> Any:
+    try:
+        return _curve().PublicKey(raw)
     except ValueError:
         raise ProtocolError(f"'{peer}' sent {len(raw)} bytes that are no point: it is broken or hostile.") from None
 
@@ -217,14 +224,20 @@ class Rows:
 
         Block j of transfer i is π(π(x) ⊕ (i, j)) ⊕ π(x), π being AES under a fixed key.
         """
+        count = len(self.rows)
         cipher = Cipher(algorithms.AES(_HASH_KEY), modes.ECB()).encryptor()
-        inner = _permuted(cipher, self.rows)
-        tweaked = np.repeat(inner[:, None], blocks, axis=1)
-        tweaked[:, :, 0] ^= np.arange(self.first, self.first + len(inner), dtype=np.uint64)[:, None]
-        tweaked[:, :, 1] ^= np.arange(blocks, dtype=np.uint64)
-        out = _permuted(cipher, tweaked)
-        out ^= inner[:, None]
-        return out.reshape(len(inner), 2 * blocks)
+        out = np.empty((count, blocks, 2), np.uint64)
+        step = max(1, _PIECE // (2 * blocks))
+        for at in range(0, count, step):
+            inner = _permuted(cipher, self.rows[at : at + step])
+            numbers = np.arange(self.first + at, self.first + at + len(inner), dtype=np.uint64)
+            tweaked = np.empty((len(inner), blocks, 2), np.uint64)
+            tweaked[:, :, 0] = (inner[:, 0] ^ numbers)[:, None]
+            np.bitwise_xor(inner[:, 1, None], np.arange(blocks, dtype=np.uint64), out=tweaked[:, :, 1])
+            hashed = _permuted(cipher, tweaked)
+            for word in range(2):
+                np.bitwise_xor(hashed[:, :, word], inner[:, word, None], out=out[at : at + step, :, word])
+        return out.reshape(count, 2 * blocks)
 
 
 class OtSender(MatrixSender):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hansa.mpc.protocol import Bilinear, Ring, Share
-from hansa.mpc.two_party.products import Products
+from hansa.mpc.two_party.products import Products, Unknown
 
 _HALF = 1 << 62
 _WORDS = (np.uint8, np.uint16, np.uint32, np.uint64)
@@ -27,9 +27,9 @@ class Arithmetic(Products):
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
         """Two messages one after another: the shares of the product, which need no more."""
         (a,), (b,) = x.parts, y.parts
-        blank = [torch.empty(part.shape, dtype=part.dtype, device="meta") for part in (a, b)]
-        crossed = self._crossed([(op, a, blank[1]), (op, blank[0], b)])
-        return Share((op(a, b) + crossed[0] + crossed[1],))
+        own = op(a, b)
+        crossed = self._crossed([(op, a, Unknown.like(b)), (op, Unknown.like(a), b)])
+        return Share((own + crossed[0] + crossed[1],))
 
     def settle(self, summands: Share, shift: int = 0) -> Share:
         """No message; with a shift two one after another (none with fast truncation)."""

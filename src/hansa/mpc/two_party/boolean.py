@@ -7,8 +7,9 @@ u = 2⁶³ − 1 − x₀, each known to one party. Both are cut into 16 digits 
                 own by four transfers, whose keys together open one of sixteen (Naor and Pinkas 1999)
     tree        (>, =) ∘ (>′, =′) = (> ⊕ = ∧ >′, = ∧ =′), neighbours first: 16 → 8 → 4 → 2 → 1
 
-For half of the elements the parties exchange roles: a + b ≥ 2⁶³ knows no order. Sources: Rathee et al. 2020, CrypTFlow2,
-algorithm 1, https://eprint.iacr.org/2020/1002; Naor and Pinkas 1999, https://doi.org/10.1145/301250.301312
+For half of the elements the parties exchange roles: a + b ≥ 2⁶³ knows no order. Sources: Rathee et al. 2020,
+CrypTFlow2, algorithm 1, https://eprint.iacr.org/2020/1002; Naor and Pinkas 1999,
+https://doi.org/10.1145/301250.301312
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Products of what one party knows and what the other knows, for any bilinear function.
 
-A function is run on the own part and, in place of the other's, a tensor without values (on torch's `meta` device). The
-products that it comes to (of elements or of matrices, after views and paddings, before sums and folds) are noted; all
-of them are got by transfers together; and the function runs again, on their results.
+A function is run on the own part and, in place of the other's, a tensor without values (`Unknown`). The products that
+it comes to (of elements or of matrices, after views and paddings, before sums and folds) are noted; all of them are got
+by transfers together; and the function runs again, on their results.
 
     u · v, u known to one, v to the other            Σᵢ 2ⁱ · (vᵢ · u)                     vᵢ: bit i of v
     transfer i        the holder of v chooses by vᵢ, of the other's u · 2ⁱ        of 2⁶⁴ only 2^(64−i) matter
@@ -42,6 +42,7 @@ class Cross:
       entries: numbers, 64 transfers each.
       length: of a row.
       repeat: how many entries, one after another, choose the same row.
+      shape: of the product.
       finish: from shares of every entry times its row, shape (entries, length), to those of the product.
     """
 
@@ -50,6 +51,7 @@ class Cross:
     entries: int
     length: int
     repeat: int
+    shape: tuple[int, ...]
     finish: Callable[[Ring], Ring]
     done: list[np.ndarray] = field(default_factory=list)
 
@@ -68,12 +70,10 @@ class Products(Sharing):
         The other party gives the same functions, with the parts exchanged. Two messages one after another, unless the
         products are too large for the memory of one step.
         """
-        passes = [(op, x, y, _Notes(self.me)) for op, x, y in functions]
+        passes = [(op, x, y, _Notes()) for op, x, y in functions]
         for op, x, y, notes in passes:
             with notes:
-                out = op(x, y)
-            if out.device.type == "meta":
-                raise SecretError("two_party knows no product of this kind: write it with torch.mul or matmul.")
+                op(x, y)
         # Both parties see the same products: the first function's of one are the second's of the other.
         noted = [notes.crosses for *_, notes in passes]
         self._transfer([cross for notes in (noted if self.me == 0 else noted[::-1]) for cross in notes])
@@ -102,25 +102,34 @@ class Products(Sharing):
                 cross.done.append(_weighed(self._receiver.correlated(requested, bits, shapes, dtypes)))
 
 
+class Unknown(torch.Tensor):
+    """The other party's part: its shape, and zeros of no memory."""
+
+    @classmethod
+    def like(cls, part: Ring) -> "Unknown":
+        """Of a part's shape."""
+        unknown: Unknown = torch.zeros((), dtype=part.dtype).expand(part.shape).as_subclass(cls)
+        return unknown
+
+
 class _Notes(TorchFunctionMode):
     """Notes the products with what has no values, and gives their results when they are known."""
 
-    def __init__(self, me: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.me = me
         self.crosses: list[Cross] = []
         self.results: Any = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        products = func in _ELEMENTWISE or func in _MATRICES
-        if not products or all(isinstance(each, torch.Tensor) and each.device.type != "meta" for each in args):
+        if len({isinstance(each, Unknown) for each in args if isinstance(each, torch.Tensor)}) < 2:
             return func(*args, **(kwargs or {}))
+        if func not in _ELEMENTWISE and func not in _MATRICES:
+            raise SecretError(f"two_party knows no product '{func.__name__}': write it with torch.mul or matmul.")
         if self.results is not None:
             return next(self.results)
-        x, y = args
-        kind = torch.mul if func in _ELEMENTWISE else torch.matmul
-        self.crosses.append(_elementwise(x, y) if kind is torch.mul else _matrices(x, y))
-        return torch.zeros(kind(x.to("meta"), y.to("meta")).shape, dtype=torch.int64)
+        made = _elementwise(*args) if func in _ELEMENTWISE else _matrices(*args)
+        self.crosses.append(made)
+        return torch.zeros((), dtype=torch.int64).expand(made.shape)
 
 
 def _elementwise(x: Ring, y: Ring) -> Cross:
@@ -131,12 +140,12 @@ def _elementwise(x: Ring, y: Ring) -> Cross:
     long = [at for at, size in enumerate(shape) if entries.shape[at] == 1 and size != 1]
     order = [at for at in range(len(shape)) if at not in long] + long
     length = math.prod(shape[at] for at in long)
-    known = rows.expand(shape).permute(order) if entries.device.type == "meta" else entries
+    known = rows.expand(shape).permute(order) if isinstance(entries, Unknown) else entries
 
     def finish(shares: Ring) -> Ring:
         return shares.reshape([shape[at] for at in order]).permute(np.argsort(order).tolist())
 
-    return _cross(entries, known, length, 1, finish)
+    return _cross(entries, known, (length, 1), shape, finish)
 
 
 def _matrices(x: Ring, y: Ring) -> Cross:
@@ -144,24 +153,25 @@ def _matrices(x: Ring, y: Ring) -> Cross:
     if x.numel() < y.numel():
         turned = _matrices(y.mT, x.mT)
         straight = turned.finish
-        turned.finish = lambda shares: straight(shares).mT
+        turned.finish, turned.shape = lambda shares: straight(shares).mT, (*turned.shape[:-2], x.shape[-2], y.shape[-1])
         return turned
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     rows, depth, columns = x.shape[-2], y.shape[-2], y.shape[-1]
     entries = y.expand(*batch, depth, columns)
-    known = x.mT.expand(*batch, depth, rows) if y.device.type == "meta" else entries
+    known = x.mT.expand(*batch, depth, rows) if isinstance(y, Unknown) else entries
 
     def finish(shares: Ring) -> Ring:
         return shares.reshape(*batch, depth, columns, rows).sum(-3).mT
 
-    return _cross(entries, known, rows, columns, finish)
+    return _cross(entries, known, (rows, columns), (*batch, rows, columns), finish)
 
 
-def _cross(entries: Ring, known: Ring, length: int, repeat: int, finish: Callable[[Ring], Ring]) -> Cross:
-    chooses = entries.device.type != "meta"
-    shape = (-1,) if chooses else (entries.numel() // repeat, length)
-    words = known.reshape(shape).numpy().view(np.uint64)
-    return Cross(chooses, words, entries.numel(), length, repeat, finish)
+def _cross(
+    entries: Ring, known: Ring, row: tuple[int, int], shape: tuple[int, ...], finish: Callable[[Ring], Ring]
+) -> Cross:
+    chooses, (length, repeat) = not isinstance(entries, Unknown), row
+    words = known.reshape((-1,) if chooses else (entries.numel() // repeat, length)).numpy().view(np.uint64)
+    return Cross(chooses, words, entries.numel(), length, repeat, shape, finish)
 
 
 def _batches(crosses: list[Cross]) -> Iterable[list[tuple[Cross, slice]]]:
