@@ -34,7 +34,7 @@ def by_name(attempts: list[Attempt]) -> dict[str, Attempt]:
     return found
 
 
-@pytest.mark.parametrize("clients", [3, 4, 9, 20])
+@pytest.mark.parametrize("clients", [3, 9])
 @pytest.mark.parametrize("threshold", [0.51, 0.7, 1.0])
 def test_no_attack_wins_against_clients_as_they_are(clients: int, threshold: float) -> None:
     found = by_name(against(Terms(b"", Fields((), ()), threshold), clients))
