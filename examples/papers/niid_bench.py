@@ -3,7 +3,7 @@
     HANSA_DATA=… python examples/papers/niid_bench.py --picture niid.png
 
 All ten clients take part in every round, in batches of 64. Labels are shared out by Dirichlet(0.5), or two to a client.
-The paper has 50 rounds of ten epochs with momentum; this has 20 rounds of one epoch of plain SGD, a ten times larger
+The paper has 50 rounds of ten epochs with momentum; this has 8 rounds of one epoch of plain SGD, a ten times larger
 step making up for the momentum, which SCAFFOLD does without.
 
 Source: Li, Diao, Chen, He: Federated Learning on Non-IID Data Silos: An Experimental Study, 2022, table 3,
@@ -56,7 +56,7 @@ def learn(split: str, name: str, quick: bool, processes: int) -> Line:
         algorithm=ALGORITHMS[name](work),
         pipeline=hansa.Pipeline([mean], hansa.Sum()),
         cohort=len(clients),
-        rounds=3 if quick else 20,
+        rounds=3 if quick else 8,
         evaluation=hansa.Evaluation(data=test),
         seed=1,
     )

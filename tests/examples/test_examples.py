@@ -16,9 +16,15 @@ FEDERATIONS = {
     "model_owner/run.py",
 }  # test_flower.py and test_model_owner.py start them
 PAPERS = {path.relative_to(EXAMPLES).as_posix() for path in (EXAMPLES / "papers").glob("*.py")}  # see test_papers.py
+CREDIT = {path.relative_to(EXAMPLES).as_posix() for path in (EXAMPLES / "credit").glob("*.py")}  # see test_credit.py
 SECRET = {path.relative_to(EXAMPLES).as_posix() for path in (EXAMPLES / "secret").glob("*.py")}  # see test_secret.py
 SCRIPTS = sorted(
-    {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")} - HELPERS - FEDERATIONS - PAPERS - SECRET
+    {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
+    - HELPERS
+    - FEDERATIONS
+    - PAPERS
+    - SECRET
+    - CREDIT
 )
 
 
