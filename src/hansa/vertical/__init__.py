@@ -7,9 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _NAMES: dict[str, tuple[str, ...]] = {
+    "encode": ("agree_categories", "one_hot"),
+    "features": ("correlation", "relate"),
     "glm": ("FittedGlm", "Glm"),
+    "predict": ("Answer", "Asker", "People", "serve"),
     "psi": ("Audit", "Keys", "align", "coordinate", "intersect"),
+    "scale": ("scalings",),
+    "split": ("RandomisedResponse", "Relay", "RowNoise", "SplitLearning"),
     "table": ("AlignedTable",),
+    "transfer": ("TransferLearning",),
 }
 _HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -31,7 +37,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from hansa.vertical.encode import agree_categories as agree_categories, one_hot as one_hot
+    from hansa.vertical.features import correlation as correlation, relate as relate
     from hansa.vertical.glm import FittedGlm as FittedGlm, Glm as Glm
+    from hansa.vertical.predict import Answer as Answer, Asker as Asker, People as People, serve as serve
     from hansa.vertical.psi import (
         Audit as Audit,
         Keys as Keys,
@@ -39,4 +48,12 @@ if TYPE_CHECKING:
         coordinate as coordinate,
         intersect as intersect,
     )
+    from hansa.vertical.scale import scalings as scalings
+    from hansa.vertical.split import (
+        RandomisedResponse as RandomisedResponse,
+        Relay as Relay,
+        RowNoise as RowNoise,
+        SplitLearning as SplitLearning,
+    )
     from hansa.vertical.table import AlignedTable as AlignedTable
+    from hansa.vertical.transfer import TransferLearning as TransferLearning
