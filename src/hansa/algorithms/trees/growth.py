@@ -14,6 +14,7 @@ https://papers.nips.cc/paper/6907
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,7 +217,7 @@ def _best(sums: Sequence[Sums], G: int, H: int, unit: float, settings: Boosting)
     """The source with the best split of a node and its candidates of that gain, or None if none gains enough."""
     found, most = None, max(settings.gamma, _LEAST_GAIN)
     for at, each in enumerate(sums):
-        gains = _gains(each.cuts, G, H, unit, settings)
+        gains = gains_of(each.cuts, G, H, unit, settings)
         texts = [_best_grouping(place, text, G, H, unit, settings) for place, text in enumerate(each.texts)]
         top = max([gains.max(initial=-np.inf), *(gain for gain, _ in texts)])
         if top > most:
@@ -235,7 +236,7 @@ def _best_grouping(
     order = here[np.argsort(ratio, kind="stable")]
     ratio = np.sort(ratio)
     left = text[:, order].cumsum(axis=1)
-    gains = _gains(left, G, H, unit, settings)
+    gains = gains_of(left, G, H, unit, settings)
     gains[:-1][ratio[1:] == ratio[:-1]] = -np.inf
     if not len(gains):
         return -np.inf, (place, ())
@@ -243,7 +244,7 @@ def _best_grouping(
     return float(gains[top]), (place, tuple(order[: top + 1].tolist()))
 
 
-def _gains(left: Ints, G: int, H: int, unit: float, settings: Boosting) -> NDArray[np.float64]:
+def gains_of(left: NDArray[Any], G: float, H: float, unit: float, settings: Boosting) -> NDArray[np.float64]:
     """The gains of splits by the sums of their left children; −inf where a child is empty or too light."""
     l2 = settings.l2
     GL, HL = left[0] * unit, left[1] * unit
