@@ -321,6 +321,7 @@ def audit(
 @app.command(rich_help_panel="A job")
 def threats(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of a stage or reducer. Default: all.")] = None,
+    vertical: Annotated[bool, typer.Option("--vertical", help="Of algorithms of different columns instead.")] = False,
 ) -> None:
     """Say who sees what, against whom and under which assumption, as each stage and reducer declares it.
 
@@ -328,6 +329,11 @@ def threats(
 
     Example:  hansa threats SecureSum
     """
+    if vertical:
+        from hansa.app.vertical_threats import threats as vertical_run
+
+        vertical_run()
+        return
     from hansa.app.threats import threats as run
 
     run(name)
