@@ -9,7 +9,7 @@ truncation does for all. What is public (a constant, a mask, zeros of an optimis
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -119,7 +119,8 @@ class Fixed:
             )
         shares = [one.share() for one in every]
         parts = zip(*(share.parts for share in shares), strict=True)
-        return self._with(Share(tuple(linear(list(part)) for part in parts)), summands=False, bits=self.home)
+        joined = replace(shares[0], parts=tuple(linear(list(part)) for part in parts))
+        return self._with(joined, summands=False, bits=self.home)
 
     def __neg__(self) -> "Fixed":
         return self.map(torch.neg)

@@ -13,12 +13,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from hansa.mpc.fixed import Fixed
-from hansa.mpc.protocol import Share
 
 _FINE = 22  # bits of fraction inside approximations of numbers near 1
 _ALL_PAIRS, _FEW_COMPARISONS = 16, 1 << 13  # up to which all numbers are compared with each other at once
@@ -320,7 +320,7 @@ def _placed(x: Fixed, low: list[int], high: list[int], moved: Fixed) -> Fixed:
         return out
 
     parts = tuple(put(part, delta) for part, delta in zip(share.parts, added.parts, strict=True))
-    return Fixed(x.engine, Share(parts), x.home, x.home)
+    return Fixed(x.engine, replace(share, parts=parts), x.home, x.home)
 
 
 @functools.cache

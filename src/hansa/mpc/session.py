@@ -29,11 +29,12 @@ from hansa.core.errors import ConfigError, DataError, TensorMismatch
 from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
 from hansa.mpc import operations
+from hansa.mpc.aby3.malicious import MaliciousAby3
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.place import Place
 from hansa.mpc.progress import bar
-from hansa.mpc.protocol import Share
+from hansa.mpc.protocol import Protocol, Share
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Meter, Opened, Report
 from hansa.mpc.ring import FRACTION_BITS, decode, encode
@@ -57,12 +58,13 @@ class Session:
       fraction_bits: of all real numbers: their error is 2^−(bits + 1), their largest magnitude 2^(62 − bits).
       sigmoid: `spline` (error below 2e-3) or `three` (0, x + 1/2, 1).
       truncation: `exact`, or `fast` with its stated probability of a wild value.
+      security: `semi-honest`, or `malicious`: aby3's arithmetic detects whoever deviates, and refuses the rest.
       report: a file for the report, as JSON, when the session ends.
     """
 
     def __init__(
         self, mesh: Mesh, protocol: str = "aby3", *, fraction_bits: int = FRACTION_BITS, sigmoid: str = "spline",
-        truncation: str = "exact", report: str | None = None,
+        truncation: str = "exact", security: str = "semi-honest", report: str | None = None,
     ) -> None:  # fmt: skip
         chosen = protocol_named(protocol)
         if not 8 <= fraction_bits <= 20:
@@ -71,10 +73,10 @@ class Session:
             raise ConfigError(f"sigmoid='{sigmoid}': choose 'spline' or 'three'.")
         self.mesh, self.me = mesh, mesh.me
         self.names = tuple(sorted((mesh.me, *mesh.peers)))
-        settings = [protocol, fraction_bits, sigmoid, truncation, torch.__version__]
+        settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__]
         self._agree("settings", json.dumps(settings).encode())
         options = {} if protocol == "plain" else {"truncation": truncation}
-        side = chosen(mesh, **options)
+        side = chosen(mesh, **options) if security == "semi-honest" else _checked(mesh, protocol, security, truncation)
         self.meter, self._report = Meter(side, mesh), report
         self._engine = Engine(self.meter, fraction_bits, sigmoid)
         self._engine.random.manual_seed(int.from_bytes(self._common_seed()[:7], "little"))
@@ -417,3 +419,14 @@ def local(program: Callable[[Session], _T], protocol: str = "aby3", **options: A
             return program(session)
 
     return together(LocalMesh.of(names), party)
+
+
+def _checked(mesh: Mesh, protocol: str, security: str, truncation: str) -> Protocol:
+    """The protocol against parties that deviate; ConfigError where there is none."""
+    if security != "malicious":
+        raise ConfigError(f"security='{security}': choose 'semi-honest' or 'malicious'.")
+    if protocol != "aby3":
+        raise ConfigError(f"security='malicious' is aby3's: '{protocol}' has 'semi-honest' alone.")
+    if truncation != "exact":
+        raise ConfigError(f"truncation='{truncation}' has no check: security='malicious' takes 'exact'.")
+    return MaliciousAby3(mesh)
