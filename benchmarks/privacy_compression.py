@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from figures import figure
 
 import hansa
 from hansa.core.algorithm import Algorithm
@@ -32,10 +33,6 @@ from hansa.stages.rotate import Rotation
 SIZE = 1 << 20
 PUBLISHED = {("Eden", 1): 0.571, ("Eden", 2): 0.133, ("Eden", 4): 0.0096,
              ("Dither", 1): 1.03, ("Dither", 2): 0.108, ("Dither", 4): 0.0056}  # fmt: skip
-
-
-def figure(name: str, value: float, unit: str, against: str = "") -> None:
-    print(f"{name:52} {value:11.4f} {unit:8} {against}", flush=True)
 
 
 def butterfly(x: np.ndarray) -> np.ndarray:

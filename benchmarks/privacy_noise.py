@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+from figures import figure
 
 import hansa
 from hansa.core.algorithm import Algorithm
@@ -27,10 +28,6 @@ from hansa.privacy.discrete import discrete_gaussian, skellam
 from hansa.privacy.noise import Laplaces, Normals
 
 SIZE = 1 << 20
-
-
-def figure(name: str, value: float, unit: str, against: str = "") -> None:
-    print(f"{name:52} {value:11.4f} {unit:8} {against}", flush=True)
 
 
 def ms(work: Callable[[], object]) -> float:

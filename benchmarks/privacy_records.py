@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch.nn.functional as F
+from figures import figure
 from torch import nn
 
 import hansa
@@ -27,10 +28,6 @@ from hansa.privacy.records import record_epsilon
 
 PRIVATE = RecordDP(noise_multiplier=1.3, clip=1.5)
 DELTA = 1e-5
-
-
-def figure(name: str, value: float, unit: str, against: str = "") -> None:
-    print(f"{name:52} {value:11.4f} {unit:8} {against}", flush=True)
 
 
 def dense() -> nn.Module:
