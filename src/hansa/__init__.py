@@ -66,6 +66,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "algorithms.fedbuff": ("FedBuff",),
     "algorithms.fednova": ("FedNova",),
     "algorithms.qfedavg": ("QFedAvg",),
+    "algorithms.trees.settings": ("Boosting",),
+    "algorithms.trees.horizontal": ("TreeModel", "TreeBagging", "HistogramModel", "TreeHistograms"),
     "adapters.numpy": ("LinearModel", "LogisticModel", "MLPModel"),
     "adapters.torch": ("TorchModel",),
     "adapters.jax": ("JaxModel",),
@@ -126,6 +128,13 @@ if TYPE_CHECKING:
     from hansa.algorithms.fedsgd import FedSGD as FedSGD
     from hansa.algorithms.qfedavg import QFedAvg as QFedAvg
     from hansa.algorithms.scaffold import Scaffold as Scaffold
+    from hansa.algorithms.trees.horizontal import (
+        HistogramModel as HistogramModel,
+        TreeBagging as TreeBagging,
+        TreeHistograms as TreeHistograms,
+        TreeModel as TreeModel,
+    )
+    from hansa.algorithms.trees.settings import Boosting as Boosting
     from hansa.core import errors as errors
     from hansa.core.algorithm import Aggregate as Aggregate, Algorithm as Algorithm, Update as Update
     from hansa.core.checkpoint import Checkpoint as Checkpoint
