@@ -13,7 +13,7 @@ pytest.importorskip("coincurve")
 from hansa.app.enrol import Authority
 from hansa.vertical.psi.files import read_aligned
 
-NAMES = ("bank", "shop")
+NAMES = ("bank", "registry", "shop")
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def folder(tmp_path: Path) -> Path:
         authority.issue(name, "party", hosts=["127.0.0.1"]).rename(tmp_path / f"{name}.pem")
         lines.append(f'[[party]]\nname = "{name}"\naddress = "127.0.0.1:{each.getsockname()[1]}"\n')
         each.close()
-    (tmp_path / "parties.toml").write_text("\n".join(lines))
+    (tmp_path / "three.toml").write_text("\n".join(lines))
+    (tmp_path / "parties.toml").write_text(lines[0] + lines[2])
     (tmp_path / "bank.csv").write_text("id,age\n" + "".join(f"p{at},{at}\n" for at in range(40)))
     (tmp_path / "shop.csv").write_text("customer,spent\n" + "".join(f" P{at} ,{at}\n" for at in range(90, 19, -1)))
     return tmp_path
@@ -39,14 +40,16 @@ def start(folder: Path, name: str, *options: str) -> "subprocess.Popen[str]":
 
 
 def test_two_owners_end_with_one_order_and_its_proof(folder: Path) -> None:
-    ends = [(each, *each.communicate(timeout=60)) for each in [start(folder, name, "--yes") for name in NAMES]]
+    ends = [
+        (each, *each.communicate(timeout=60)) for each in [start(folder, name, "--yes") for name in ("bank", "shop")]
+    ]
     said = []
     for process, out, err in ends:
         assert process.returncode == 0, err
         assert "what each party learns" in err
         said.append(json.loads(out))
     assert [each["rows"] for each in said] == [20, 20] and said[0]["alignment"] == said[1]["alignment"]
-    bank, shop = (read_aligned(folder / f"{name}-aligned.csv") for name in NAMES)
+    bank, shop = (read_aligned(folder / f"{name}-aligned.csv") for name in ("bank", "shop"))
     assert bank["age"].tolist() == shop["spent"].tolist() and sorted(bank["age"]) == list(range(20, 40))
     assert bank.alignment == shop.alignment and bank.names == ("age",)
     assert len((folder / "bank.jsonl").read_text().splitlines()) == 2
@@ -59,3 +62,15 @@ def test_what_is_not_accepted_ends_clearly_on_both_sides(folder: Path) -> None:
     assert bank.returncode == 23 and "was not accepted, and nothing was sent" in refused
     assert (shop.returncode == 24 and "'bank' failed: PolicyError" in lost) or "'bank' was lost" in lost
     assert not (folder / "shop-aligned.csv").exists()
+
+
+def test_a_coordinator_takes_part_without_a_table(folder: Path) -> None:
+    options = ["--yes", "--parties", "three.toml", "--protocol", "coordinator", "--coordinator", "registry"]
+    running = [start(folder, name, *options) for name in ("bank", "shop")]
+    words = ["--me", "registry", "--key", "any", "--wait", "20", *options]
+    command = [sys.executable, "-m", "hansa", "psi", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "the owners have their result" in done.stdout, done.stderr
+    rows = [json.loads(process.communicate(timeout=60)[0])["rows"] for process in running]
+    assert rows == [20, 20]
+    assert "how many keys each group of owners shares, but not which" in done.stderr

@@ -901,11 +901,15 @@ def mpc_reveal(
 
 @app.command("psi", rich_help_panel="Different columns")
 def psi_(
-    data: Annotated[Path, typer.Option("--data", metavar="FILE.CSV", help="Your table.")],
     key: Annotated[
         list[str], typer.Option("--key", metavar="COLUMN", help="Of the key; repeatable: together one key.")
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.CSV", help="Your shared rows, in the common order.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.CSV", help="Your table; a coordinator has none.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.CSV", help="Your shared rows, in the common order.")
+    ] = None,
     me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Your name; its identity is NAME.pem.")] = None,
     parties: Annotated[
         Path, typer.Option("--parties", metavar="FILE.TOML", help="Who takes part, the same file at each.")

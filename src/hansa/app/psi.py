@@ -18,21 +18,30 @@ from hansa.crypto.identity import Identity
 from hansa.runtimes.mesh import Parties, TlsMesh
 from hansa.vertical.psi import Audit, Keys
 from hansa.vertical.psi.files import CsvTable, write_aligned
-from hansa.vertical.psi.intersect import intersect
+from hansa.vertical.psi.intersect import coordinate, intersect
 
 _SESSION = hashlib.sha256(b"hansa psi").digest()
 
 
 def psi(
-    *, me: str | None, parties: Path, identity: Path | None, data: Path, key: Sequence[str], out: Path,
+    *, me: str | None, parties: Path, identity: Path | None, data: Path | None, key: Sequence[str], out: Path | None,
     normalise: Sequence[str], duplicates: str, protocol: str, coordinator: str, learns: Sequence[str] | None, cap: int,
     bucket_keys: int, yes: bool, audit: Path, runs: int, workers: int | None, wait_s: float,
 ) -> None:  # fmt: skip
-    """Runs one owner's side."""
-    keys, table = Keys(key, normalise, duplicates), CsvTable.open(data)
+    """Runs one party's side: an owner's, or the coordinator's."""
+    keys, file = Keys(key, normalise, duplicates), _identity(me, identity)
+    known = Parties.read(parties)
+    if coordinator and Identity.load(file).name == coordinator:
+        with TlsMesh(file, known, _SESSION, wait_s=wait_s) as mesh:
+            accepted = yes or _asked
+            coordinate(mesh, keys, protocol=protocol, learns=learns, cap=cap, accept=accepted, bucket_keys=bucket_keys)
+        say("done: the owners have their result")
+        return
+    if data is None or out is None:
+        raise ConfigError("an owner gives its table and where its shared rows go: --data FILE.CSV --out FILE.CSV.")
+    table = CsvTable.open(data)
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"--out={out}: its folder does not exist.")
-    known, file = Parties.read(parties), _identity(me, identity)
     began = time.monotonic()
     with TlsMesh(file, known, _SESSION, wait_s=wait_s) as mesh, _Bar() as bar:
         found = intersect(

@@ -101,7 +101,15 @@ def multiply(points: bytes, secret: bytes) -> bytes:
 
 def multiply_and_hash(points: bytes, secret: bytes, domain: bytes, size: int) -> bytes:
     """What is compared of other points, times a scalar: `size` bytes of the BLAKE2b of each. Raises as `multiply`."""
-    points = multiply(points, secret)
+    return _digests(multiply(points, secret), domain, size)
+
+
+def hash_multiply_and_hash(values: bytes, width: int, domain: bytes, secret: bytes, size: int) -> bytes:
+    """What is compared of values, by whoever has the scalar. Arguments as `hash_and_multiply`."""
+    return _digests(hash_and_multiply(values, width, domain, secret), domain, size)
+
+
+def _digests(points: bytes, domain: bytes, size: int) -> bytes:
     start = hashlib.blake2b(digest_size=size, key=domain, person=b"hansa psi tag")
     made = bytearray()
     for at in range(0, len(points), POINT_BYTES):

@@ -123,7 +123,7 @@ def test_the_coordinator_sees_nothing_that_it_could_recompute() -> None:
 
 
 def test_what_the_leader_gets_of_one_owner_does_not_tell_whether_it_has_a_key() -> None:
-    """Without the function's mask a value is a share of zero: never zero, and the same from both where all have the key."""
+    """Without the function's mask a value is a share of zero: not zero, and the same from both where all have it."""
     owns: list[np.ndarray] = []
     stored: list[np.ndarray] = []
     function, decode = many.evaluate_own, okvs.decode

@@ -59,7 +59,7 @@ def intersect(
     size = tag_bytes(len(digests), theirs)
     order = shuffled(len(digests))
     with mapper(workers, len(digests) + theirs) as apply:
-        ours = _multiplied(session, digests[order], theirs, size, apply, _scalar(entropy), progress)
+        ours = tags_of_other(session, digests[order], theirs, size, apply, new_scalar(entropy), progress)
     if repeats(ours):
         raise ProtocolError(f"'{session.peer}' entered a key twice: it is broken or hostile.")
     if len(terms.learns) == 2:
@@ -79,11 +79,11 @@ def intersect(
     return Match(order[found], back[found])
 
 
-def _multiplied(
+def tags_of_other(
     session: Session, digests: NDArray[np.uint8], theirs: int, size: int, apply: Mapper, secret: bytes,
     progress: Progress | None,
 ) -> Tags:  # fmt: skip
-    """Sends this owner's points and gives the tags of the other's, under both secrets."""
+    """Sends this owner's points, and gives the tags of the other's under both secrets, in the other's order."""
     rows, domain = digests.tobytes(), session.salt
     pieces = ((rows[16 * at : 16 * (at + _CHUNK)], 16, domain, secret) for at in range(0, len(digests), _CHUNK))
     sent = apply(curve.hash_and_multiply, pieces)
@@ -109,7 +109,8 @@ def _received(session: Session, sent: Iterator[bytes], theirs: int) -> Iterator[
         session.mesh.send(session.peer, "psi points", [own])
 
 
-def _scalar(entropy: Entropy) -> bytes:
+def new_scalar(entropy: Entropy) -> bytes:
+    """A secret scalar."""
     while True:
         try:
             return curve.scalar(entropy(32))
