@@ -2,8 +2,8 @@
 
     python benchmarks/privacy_secure_sum.py [--thorough]
 
-Beside each the same vectors are added in the clear, which is the least that any sum costs; beside a client, its masks by
-bare AES. Times are the processor's.
+Beside each the same vectors are added in the clear, which is the least that any sum costs; beside a client, its masks
+by bare AES. Times are the processor's.
 """
 
 import os
