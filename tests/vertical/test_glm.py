@@ -1,5 +1,6 @@
 """Generalised linear models on shares, against the same by plain NumPy and scikit-learn."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,41 @@ def test_parties_that_do_not_fit_together_are_refused_by_all() -> None:
         local(lambda session: program(session, {"party-0": "y", "party-1": "y"}, {}), "aby3")
     with pytest.raises(ConfigError, match="of different alignments: align them again"):
         local(lambda session: program(session, {"party-0": "y"}, {"party-1": bytes([1]) * 32}), "aby3")
+
+
+class Lost(Exception):
+    """A party goes."""
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 0.5, "batch_size": 128}, {"solver": "newton", "l2": 0.01}])
+def test_a_fit_that_lost_a_party_goes_on_from_the_last_epoch(
+    cancer: tuple[np.ndarray, np.ndarray], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    x, y = cancer[0][:, :4], cancer[1]
+    glm, seen = Glm(epochs=4, **settings), list[int]()
+
+    def program(session: Session, last: int) -> FittedGlm:
+        def observe(epoch: int) -> None:
+            if session.me == "party-2":
+                seen.append(epoch)
+                if epoch == last:
+                    raise Lost
+
+        table = None
+        if session.me != "party-2":
+            columns = {f"{session.me}-{at}": x[:, at] for at in ((0, 1) if session.me == "party-0" else (2, 3))}
+            table = AlignedTable(session.me, columns | ({"y": y} if session.me == "party-0" else {}))
+        label = "y" if session.me == "party-0" else None
+        return glm.fit(session, table, label, keep=tmp_path / session.me, observe=observe)
+
+    with pytest.raises(Lost):
+        local(lambda session: program(session, 1))
+    again = local(lambda session: program(session, -1))
+    assert seen == [0, 1, 2, 3], "the second run went on where the first one ended"
+    assert not list(tmp_path.rglob("epoch-*"))
+    whole = local(lambda session: program(session, -1))
+    for ours, theirs in zip(again, whole, strict=True):
+        np.testing.assert_allclose(ours.coefficients, theirs.coefficients, atol=2e-3)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

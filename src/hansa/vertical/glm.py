@@ -12,10 +12,13 @@ Source: McCullagh & Nelder 1989, Generalized Linear Models, chapter 2; Böhning 
 algorithm, https://doi.org/10.1007/BF00048682 (the fixed bound of the multinomial's matrix).
 """
 
+import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from hansa.core.errors import ConfigError, DataError, require
+from hansa.mpc.files import place_of
 from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session
 from hansa.vertical.learns import Learns
@@ -101,7 +105,7 @@ class Glm:
 
     def fit(
         self, session: Session, table: AlignedTable | None, label: str | None = None, *,
-        columns: Sequence[str] | None = None, observe: Callable[[int], None] | None = None,
+        columns: Sequence[str] | None = None, keep: Path | None = None, observe: Callable[[int], None] | None = None,
     ) -> "FittedGlm":  # fmt: skip
         """Fits the model; every party of the session calls it.
 
@@ -110,6 +114,8 @@ class Glm:
           table: this party's columns; None at a helper.
           label: its column of labels, at one owner alone.
           columns: those to use; None takes all but the label.
+          keep: a folder of this party for its shares of the coefficients after each epoch. All parties give one, or
+            none does. A fit that lost a party goes on from there when all call it again with the same settings.
           observe: called with the number of each epoch that is done.
 
         Returns:
@@ -124,12 +130,20 @@ class Glm:
         x = _joined(session, meeting, mine.x)
         y = session.share(mine.y, meeting.label_owner)
         weight = session.share(mine.weight, meeting.label_owner) if meeting.weighted else None
-        start = session.share(_placed(mine.start, meeting), meeting.label_owner)
+        kept = _Kept.of(session, keep, f"{self!r} {meeting!r}")
+        done, state = kept.newest() if kept is not None else (0, None)
+        if state is None:
+            state = session.share(_placed(mine.start, meeting), meeting.label_owner)
         steps = _newton if self.solver == "newton" else _sgd
-        for epoch, beta in enumerate(steps(self, meeting, x, y, weight, start)):  # noqa: B007 - the last one is the fit
+        for epoch, state in enumerate(steps(self, meeting, x, y, weight, state, done), start=done):  # noqa: B020
+            if kept is not None:
+                kept.save(epoch + 1, state)
             if observe is not None:
                 observe(epoch)
+        beta = state[:, : meeting.outputs]
         variance = _variance(self, meeting, x, y, weight, beta) if self.errors else None
+        if kept is not None:
+            kept.forget()
         return _opened(self, session, meeting, mine, beta, variance)
 
 
@@ -221,6 +235,7 @@ class _Meeting:
     label_owner: str
     outputs: int
     rows: int
+    alignment: str
     weighted: bool
 
     @classmethod
@@ -245,7 +260,7 @@ class _Meeting:
         counts = tuple(heads[name][0] for name in owners)
         if sum(counts) < 2:
             raise ConfigError("nobody gave a column besides the label: there is nothing to learn from.")
-        return cls(owners, counts, labelled[0], first[3], first[1], first[4])
+        return cls(owners, counts, labelled[0], first[3], first[1], first[2], first[4])
 
     def place(self, owner: str) -> slice:
         """Of an owner's coefficients."""
@@ -279,6 +294,51 @@ def _placed(start: NDArray[np.float64] | None, meeting: _Meeting) -> NDArray[np.
     return beta
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """This party's shares of the coefficients after the last two epochs, so that a lost party costs one at most."""
+
+    session: Session
+    folder: Path
+
+    @classmethod
+    def of(cls, session: Session, folder: Path | None, run: str) -> "_Kept | None":
+        """In a folder of its own for each kind of run; None if no party keeps anything."""
+        keeps = {session.me: folder is not None}
+        for peer in session.mesh.peers:
+            session.mesh.send(peer, "keeps", [bytes([folder is not None])])
+        for peer in session.mesh.peers:
+            keeps[peer] = bytes(session.mesh.recv(peer, "keeps")[0]) == b"\1"
+        if len(set(keeps.values())) > 1:
+            without = [name for name in session.names if not keeps[name]]
+            raise ConfigError(f"the parties {without} gave no folder to keep shares in: all give one, or none does.")
+        return None if folder is None else cls(session, folder / hashlib.sha256(run.encode()).hexdigest()[:16])
+
+    def newest(self) -> tuple[int, torch.Tensor | None]:
+        """The epochs that all parties have behind them, and the secret state after them."""
+        folders = [path for path in self.folder.glob("epoch-*") if Path(place_of(str(path), self.session.me)).exists()]
+        mine = {int(path.name.removeprefix("epoch-")) for path in folders}
+        common, mesh = set(mine), self.session.mesh
+        for peer in mesh.peers:
+            mesh.send(peer, "epochs", [json.dumps(sorted(mine)).encode()])
+        for peer in mesh.peers:
+            common &= set(json.loads(bytes(mesh.recv(peer, "epochs")[0])))
+        if not common:
+            return 0, None
+        state = self.session.load(str(self.folder / f"epoch-{max(common)}"))
+        assert isinstance(state, SecretTensor)
+        return max(common), state
+
+    def save(self, epochs: int, state: torch.Tensor) -> None:
+        """After so many epochs; what is two epochs older goes."""
+        self.session.save(state, str(self.folder / f"epoch-{epochs}"))
+        shutil.rmtree(self.folder / f"epoch-{epochs - 2}", ignore_errors=True)
+
+    def forget(self) -> None:
+        """Nothing is left of a fit that came to its end."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 # -- solvers
 
 
@@ -301,14 +361,20 @@ def _residuals(
 
 
 def _sgd(
-    glm: Glm, meeting: _Meeting, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None, beta: torch.Tensor
-) -> Iterator[torch.Tensor]:
-    """Yields the coefficients after each epoch; rows come in a public random order, less than a batch waits."""
+    glm: Glm, meeting: _Meeting, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None, state: torch.Tensor,
+    done: int,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Yields the coefficients after each epoch, and beside them their velocity if there is momentum.
+
+    Rows come in a public random order; less than a batch is left out, another part each time.
+    """
     generator = torch.Generator().manual_seed(glm.seed)
-    size = min(glm.batch_size, meeting.rows)
-    velocity = None
-    for _ in range(glm.epochs):
+    size, outputs = min(glm.batch_size, meeting.rows), meeting.outputs
+    beta, velocity = state[:, :outputs], state[:, outputs:] if state.shape[1] > outputs else None
+    for epoch in range(glm.epochs):
         order = torch.randperm(meeting.rows, generator=generator)
+        if epoch < done:
+            continue
         shuffled = [None if each is None else each[order] for each in (x, y, weight)]
         for at in range(0, meeting.rows - size + 1, size):
             some, labels, weights = (None if each is None else each[at : at + size] for each in shuffled)
@@ -324,7 +390,7 @@ def _sgd(
             beta = beta - gradient * glm.lr
             if glm.l1:
                 beta = _threshold(beta, meeting.penalised * (glm.lr * glm.l1))
-        yield beta
+        yield beta if velocity is None else torch.cat([beta, velocity], 1)
 
 
 def _threshold(beta: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
@@ -334,12 +400,13 @@ def _threshold(beta: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
 
 
 def _newton(
-    glm: Glm, meeting: _Meeting, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None, beta: torch.Tensor
-) -> Iterator[torch.Tensor]:
+    glm: Glm, meeting: _Meeting, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None, beta: torch.Tensor,
+    done: int,
+) -> Iterator[torch.Tensor]:  # fmt: skip
     """Yields the coefficients after each whole step; the multinomial's matrix is Böhning's bound, inverted once."""
     fixed = glm.family in ("linear", "multinomial")
     inverse = None
-    for _ in range(glm.epochs):
+    for _ in range(done, glm.epochs):
         mean, distance = _residuals(glm, x, y, weight, beta)
         gradient = (x.T @ distance) * (1 / meeting.rows)
         if glm.l2:
