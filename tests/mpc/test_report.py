@@ -89,7 +89,7 @@ def test_progress_gives_every_step_and_counts_what_they_cost() -> None:
         counters.rounds += 10
         counters.sent_bytes["b"] += 2_000_000
     assert seen == [1, 2, 3]
-    assert "training" in out.getvalue() and "3/3" in out.getvalue() and "30 rounds, 6.0 MB sent" in out.getvalue()
+    assert "training" in out.getvalue() and "3/3" in out.getvalue() and "30 rounds, 6.00 MB sent" in out.getvalue()
 
 
 def made(me: str, busy: float, rounds: int, sent: int) -> Report:

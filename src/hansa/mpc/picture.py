@@ -42,9 +42,9 @@ def draw(report: Report, path: str | os.PathLike[str]) -> None:
     given, learnt = _boxes(report.shared), _boxes(report.revealed)
     middle = _operations(report)
     height = max(_height(given), _height(learnt), _LINE * (len(middle) + 2) + 1.3)
-    figure = Figure(figsize=(11, height + 0.9))
+    figure = Figure(figsize=(11, height + 1.1))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 11), ylim=(0, height + 0.9))
+    axes.set(xlim=(0, 11), ylim=(-0.2, height + 0.9))
     axes.axis("off")
     for x, title in ((1.5, "given"), (5.5, "computed on shares"), (9.5, "revealed")):
         axes.text(x, height + 0.55, title, ha="center", va="center", fontsize=13, color=_INK)

@@ -31,4 +31,4 @@ def bar(
         for step in steps:
             yield step
             megabytes = (sum(counters.sent_bytes.values()) - sent) / 1e6
-            shown.update(task, advance=1, cost=f"{counters.rounds - rounds:,} rounds, {megabytes:.1f} MB sent")
+            shown.update(task, advance=1, cost=f"{counters.rounds - rounds:,} rounds, {megabytes:.2f} MB sent")
