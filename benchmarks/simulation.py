@@ -1,11 +1,13 @@
 """Simulation: examples trained a second through `hansa.train`, beside a plain PyTorch loop in as many processes.
 
-    python benchmarks/simulation.py [T1 T2 T3 T4] [--processes 2] [--seconds 8] [--loop auto] [--precision bf16]
+    python benchmarks/simulation.py [T1 T2 T3 T4 tiny] [--processes 2] [--seconds 8] [--loop auto] [--precision bf16]
 
     T1   McMahan's MNIST 2NN, 100 clients of 600 examples, batches of 10, 10 clients a round
     T2   McMahan's MNIST CNN (1,663,370 parameters), the same
     T3   EMNIST-62 CNN of Reddi et al., 3,400 ragged clients, batches of 20
     T4   next character, 2 × LSTM 256, sequences of 80, 715 clients of 200, batches of 10
+    tiny logistic regression of 60 inputs and 10 classes, 1,000 clients of 50 examples a round, in one process: its
+         loops beside each other, by CPU time, of a round of `hansa.train` and of the training in it alone
 
 Data is random, of the right shapes. One line a figure: name, value, unit; and the ratio of the two: of wall time, and
 of the CPU time of all processes, which tells more where other programs keep the machine busy. `overhead` is the CPU
@@ -206,6 +208,38 @@ def overhead(task: str, rounds: int) -> float:
     return 1 - (after - before) / (ended - began)
 
 
+def logistic() -> nn.Module:
+    return nn.Linear(60, 10)
+
+
+def tiny(rounds: int = 4, count: int = 1000) -> None:
+    rng = np.random.default_rng(0)
+    data = [Dataset(x=rng.normal(size=(50, 60)).astype("float32"), y=rng.integers(0, 10, 50)) for _ in range(count)]
+    clients, work = Clients.of({f"{i:04d}": one for i, one in enumerate(data)}), hansa.LocalWork(0.1, 1, batch_size=10)
+    found = {}
+    for loop in ("plain", "replay", "cohort"):
+        model, marks, alone = hansa.TorchModel(logistic, F.cross_entropy, loop=loop), [], []
+        job = hansa.Job(
+            model=model, algorithm=hansa.FedAvg(work), cohort=count, rounds=rounds,
+            pipeline=hansa.Pipeline([hansa.WeightedMean()], hansa.Sum()),
+        )  # fmt: skip
+        hansa.train(job, clients, observe=lambda record, marks=marks: marks.append(time.process_time()))
+        start = model.init(0)
+        for _ in range(rounds):
+            rngs = [np.random.default_rng(i) for i in range(count)]
+            began = time.process_time()
+            model.fit_cohort([start] * count, data, [work] * count, rngs)
+            alone.append(time.process_time() - began)
+        found[loop] = statistics.median(np.diff(marks)), statistics.median(alone[1:])
+        whole, fits = (50 * count / seconds for seconds in found[loop])
+        ratios = [before / now for before, now in zip(found["plain"], found[loop], strict=True)]
+        print(
+            f"tiny {loop}: {whole:.0f} examples/s of a round (ratio {ratios[0]:.2f}), "
+            f"{fits:.0f} of training alone (ratio {ratios[1]:.2f})",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=TASKS)
@@ -216,6 +250,9 @@ def main() -> None:
     asked = parser.parse_args()
     settings = {"loop": asked.loop, "precision": asked.precision}
     for task in asked.tasks:
+        if task == "tiny":
+            tiny()
+            continue
         before = plain_rate(task, asked.processes, asked.seconds / 2)
         ours = our_rate(task, asked.processes, asked.seconds, **settings)
         after = plain_rate(task, asked.processes, asked.seconds / 2)

@@ -33,6 +33,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("TorchModel", "torch", "torch") from error
 
+from hansa.adapters.torch_cohort import Cohort, Visit, memory_bytes
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_loss import Task, carried, check_shapes, ready, task
 from hansa.adapters.torch_native import Untraceable
@@ -44,8 +45,8 @@ from hansa.adapters.torch_visit import Columns, Tally
 
 DEVICE = "HANSA_DEVICE"  # environment variable: where this worker trains
 EVALUATION_BATCH = 512  # examples at a time; decides memory, and nothing else
-LOOPS = ("replay", "replay, channels last", "plain", "plain, channels last")
-TRIAL_STEPS, TRIALS = 8, 5  # how a loop is measured
+LOOPS = ("replay", "replay, channels last", "plain", "plain, channels last", "cohort")
+TRIAL_STEPS, TRIALS, TRIAL_CLIENTS = 8, 5, 32  # how a loop is measured, and with how many clients at once
 log = logging.getLogger("hansa.plan")
 _LOCK = threading.RLock()
 
@@ -70,7 +71,8 @@ class TorchModel(Model):
       device: where to train, as `cpu` or `cuda:0`; None asks the environment variable HANSA_DEVICE, then takes the CPU.
       threads: that PyTorch may use during `fit` and `evaluate`; part of what decides float rounding.
       loop: how `fit` runs its steps: `plain` or `replay` (traced once, run natively without autograd; what cannot be
-        traced runs plainly), each also with `, channels last`; `auto`: replay on the CPU, with channels last for
+        traced runs plainly), each also with `, channels last`; `cohort`: replay, and in the local runtime many clients
+        at once, which pays on a GPU and for models that are tiny; `auto`: replay on the CPU, with channels last for
         convolutions; or `measure`: what a simulation finds fastest on its first client, printed, and kept when it is
         resumed. It changes float rounding alone; only dropout on images draws other masks in another layout.
 
@@ -106,6 +108,11 @@ class TorchModel(Model):
     loop: str = field(default="auto", kw_only=True, metadata=SPEED)
 
     clips_records = True
+
+    @property
+    def stacks(self) -> bool:
+        """Whether `fit_cohort` trains many clients at once, so that it is worth handing them over together."""
+        return self.loop == "cohort"
 
     def __post_init__(self) -> None:
         if self.loop not in ("auto", "measure", *LOOPS):
@@ -171,16 +178,19 @@ class TorchModel(Model):
         return replace(self, loop=parts[1] if plan else self._fastest(load(), work))
 
     def _fastest(self, data: Any, work: LocalWork) -> str:
-        """Each loop in turn on some steps of this data, several times over; the one with the best time."""
+        """Each loop in turn on some steps of this data, several times over; the one with the best time a client."""
         params, some = self.init(0), work.with_(epochs=None, steps=TRIAL_STEPS)
+        count = {"cohort": TRIAL_CLIENTS}
         images = any(len(shape) == 4 for shape, _ in self.shapes().values())
         models = {loop: replace(self, loop=loop) for loop in LOOPS if images or "channels last" not in loop}
         times: dict[str, list[float]] = {loop: [] for loop in models}
         for _ in range(1 + TRIALS):
             for loop, model in models.items():
+                many = count.get(loop, 1)
+                rngs = [np.random.default_rng(seed) for seed in range(many)]
                 began = time.perf_counter()
-                model.fit(params, data, some, np.random.default_rng(0))
-                times[loop].append(time.perf_counter() - began)
+                model.fit_cohort([params] * many, [data] * many, [some] * many, rngs)
+                times[loop].append((time.perf_counter() - began) / many)
         best = {loop: min(seconds[1:]) / TRIAL_STEPS * 1e3 for loop, seconds in times.items()}  # the first ones trace
         chosen = min(best, key=lambda loop: best[loop])
         log.warning("measured ms a step: %s", ", ".join(f"{loop} {ms:.3g}" for loop, ms in best.items()))
@@ -211,11 +221,44 @@ class TorchModel(Model):
 
     def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
         """The steps of `work`, replayed or in a plain loop, as the class says."""
-        batches = work.batches(len(data), rng) if work.dp is None else []
-        seed = int(rng.integers(2**63))
+        return self._fit_drawn(params, data, work, *_drawn(work, len(data), rng))
+
+    def fit_cohort(
+        self, params: Sequence[Tensors], data: Sequence[Any], work: Sequence[LocalWork],
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Fit]:  # fmt: skip
+        """`fit` of each; with the loop `cohort` all at once, as far as that can be done: see `torch_cohort`."""
+        whole = zip(params, data, work, rngs, strict=True)
+        given = [(start, own, asked, *_drawn(asked, len(own), rng)) for start, own, asked, rng in whole]
+        together = self._fit_together(given) if self.stacks and len(given) > 1 else [None] * len(given)
+        return [fit or self._fit_drawn(*each) for fit, each in zip(together, given, strict=True)]
+
+    def _fit_drawn(self, params: Tensors, data: Any, work: LocalWork, batches: list[np.ndarray], seed: int) -> Fit:
         device = self._device()
         with _LOCK, _threads(self.threads), _random(seed, device):
             return self._fit(params, data, work, batches, device)
+
+    def _fit_together(self, given: Sequence[tuple[Tensors, Any, LocalWork, list[np.ndarray], int]]) -> list[Fit | None]:
+        """What can be trained at once; None for the others."""
+        if any(work.dp is not None for _, _, work, _, _ in given):
+            log.info("clients are trained one by one: record-level privacy draws batches of its own")
+            return [None] * len(given)
+        device = self._device()
+        with _LOCK, _threads(self.threads), _random(0, device):
+            kept = self._kept_on(device)
+            network = kept.network
+            network.load(given[0][0])
+            network.train()
+            visits = []
+            for params, data, work, batches, _ in given:
+                check_terms(work, {name: tuple(weight.shape) for name, weight in network.trained.items()})
+                columns = Columns(data, self.inputs, self.targets, network.dtype, device)
+                visits.append(Visit(params, columns, work, batches))
+            try:
+                return kept.cohort.fit(visits)
+            except (IndexError, RuntimeError) as error:  # one client's labels, or no memory: alone, it will show whose
+                log.info("clients are trained one by one: %s", str(error).splitlines()[0])
+                return [None] * len(given)
 
     def _fit(self, params: Tensors, data: Any, work: LocalWork, batches: list[np.ndarray], device: str) -> Fit:
         kept = self._kept_on(device)
@@ -322,8 +365,10 @@ class TorchModel(Model):
                 network = Network(self._build().to(device), self.roles(), "channels last" in loop)
             keep = self._task != Task.VALUES or bool(self.measures)
             check = functools.partial(check_shapes, self.loss)
-            replay = Replay(network.module, ready(self.loss), keep, check, self.precision)
-            kept[device] = _Kept(network, replay if loop.startswith("replay") else None)
+            loss = ready(self.loss)
+            replay = Replay(network.module, loss, keep, check, self.precision)
+            cohort = Cohort(network, replay, self.loss, self._task, self.measures, memory_bytes(device))
+            kept[device] = _Kept(network, None if loop.startswith("plain") else replay, cohort)
         return kept[device]
 
     @property
@@ -356,6 +401,7 @@ class _Kept(NamedTuple):
 
     network: Network
     replay: Replay | None
+    cohort: Cohort
 
 
 _LABEL = re.compile(r"Target (-?\d+) is out of bounds")  # PyTorch's words
@@ -367,6 +413,12 @@ _DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bo
 
 def _beside(array: Any, like: Any) -> Any:
     return torch.as_tensor(np.array(array), dtype=like.dtype, device=like.device)
+
+
+def _drawn(work: LocalWork, examples: int, rng: np.random.Generator) -> tuple[list[np.ndarray], int]:
+    """All that a visit takes from its generator: the rows of its batches, and a seed."""
+    batches = work.batches(examples, rng) if work.dp is None else []
+    return batches, int(rng.integers(2**63))
 
 
 @contextmanager

@@ -79,6 +79,12 @@ def ready(loss: Any) -> Loss:
     return lambda outputs, targets: sum(weight * one(outputs, targets) for weight, one in ones)
 
 
+def rowwise(loss: Any) -> bool:
+    """Whether a loss may be the mean of its rows' own: one that is told to weigh classes, or to ignore some, is not."""
+    settings = {name for _, one in parts(loss) for name in getattr(one, "keywords", {})}
+    return not settings & {"weight", "ignore_index", "reduction"}
+
+
 def task(loss: Any) -> Task:
     """What the loss is for; a sum of losses counts as values, since its outputs may be several."""
     return _TASKS.get(_kind(loss), Task.VALUES) if callable(loss) else Task.VALUES

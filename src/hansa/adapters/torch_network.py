@@ -24,6 +24,8 @@ class Network:
       module: on its device.
       roles: of its tensors, as `Model.roles`.
       channels_last: whether it computes on images in this layout.
+
+    `parameters`, `trained` and `names` (with the buffers) are those of `state_dict()`.
     """
 
     def __init__(self, module: Any, roles: Mapping[str, Role], channels_last: bool = False) -> None:
@@ -38,7 +40,8 @@ class Network:
         floats = [tensor.dtype for tensor in self.parameters.values() if tensor.is_floating_point()]
         self.dtype = floats[0] if floats else torch.float32
         self._shapes: Shapes = {name: (tuple(tensor.shape), dtype_name(tensor)) for name, tensor in found.items()}
-        self._buffers = frozenset(found) - frozenset(self.parameters)
+        self.names = frozenset(found)
+        self._buffers = self.names - frozenset(self.parameters)
         # Buffers that are not in state_dict are reset at each visit.
         self._unsaved = {name: tensor.clone() for name, tensor in module.named_buffers() if name not in found}
         self._training: bool | None = None

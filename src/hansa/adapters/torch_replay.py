@@ -61,7 +61,7 @@ class Replay:
     def __init__(
         self, module: Any, loss: Any, keep: bool, check: Callable[[Any, Any], None], precision: str | None = None
     ) -> None:
-        self._module, self._loss, self._keep, self._check, self._precision = module, loss, keep, check, precision
+        self._module, self._loss, self.keep, self._check, self._precision = module, loss, keep, check, precision
         self._loops: dict[Any, _Checked | None] = {}
         self._traced: dict[Any, dict[int, Step]] = {}  # all but the batch size -> batch size -> step
         self._refused: dict[Any, str] = {}
@@ -110,7 +110,7 @@ class Replay:
                 cut = [one.view(steps, size, *one.shape[1:]) for one in _columns(inputs, targets)]
                 stores = [torch.empty((steps, *shape), dtype=kind, device=device) for shape, kind in checked.like]
                 checked.loop(kept, cut, rate(work), stores)
-                yield stores[0], stores[1].flatten(0, 1) if self._keep else None, targets, size
+                yield stores[0], stores[1].flatten(0, 1) if self.keep else None, targets, size
 
     def _loop(self, kind: Any, work: LocalWork, state: State, rows: np.ndarray, source: Source) -> _Checked | None:
         """The loop for batches as large as this one; None if batch norm leaves it out."""
@@ -140,7 +140,7 @@ class Replay:
             step = resized(first, [Axis(second, base, other, size)])
             if step is not None:
                 return step
-        step = trace(self._call, state, work, self._loss, inputs, targets, self._keep)
+        step = trace(self.call, state, work, self._loss, inputs, targets, self.keep)
         if len(traced) < 2 and size > 1:  # a single example may take another way through the module
             traced[size] = step
         return step
@@ -152,22 +152,27 @@ class Replay:
             loop = self._step(kind, work, state, inputs, targets).loop()
         finally:
             torch.random.set_rng_state(seed)
-        plain, stored = self._plain(work, _copy(state), inputs, targets)
+        plain, stored = self.plain(work, _copy(state), inputs, targets)
         torch.random.set_rng_state(seed)
         native = _copy(state)
         stores = [torch.empty((CHECKED_STEPS, *shape), dtype=dtype) for shape, dtype in stored]
         columns = [one.expand(CHECKED_STEPS, *one.shape).contiguous() for one in _columns(inputs, targets)]
         loop(flat(native), columns, rate(work), stores)
         torch.random.set_rng_state(seed)
-        rtol, atol = self._tolerance(state["weights"], plain["weights"])
-        for name, weight in native["weights"].items():
-            theirs = plain["weights"][name]
-            if work.optimiser == "adam":  # it blows the rounding of a gradient of zero up to a whole step
-                seen = native["first"][name].abs() > 1e-6
-                weight, theirs = weight[seen], theirs[seen]
-            if not torch.allclose(weight, theirs, rtol=rtol, atol=atol, equal_nan=True):
-                raise Untraceable(f"replayed, '{name}' differs from the plain loop")
+        self.agree(work, state, native, plain)
         return _Checked(loop, stored)
+
+    def agree(self, work: LocalWork, before: State, native: State, plain: State) -> None:
+        """Raises Untraceable unless two states are the same but for rounding."""
+        rtol, atol = self._tolerance(before["weights"], plain["weights"])
+        for group in ("weights", "others"):
+            for name, one in native[group].items():
+                theirs = plain[group][name]
+                if work.optimiser == "adam" and group == "weights":
+                    seen = native["first"][name].abs() > 1e-6  # it blows a gradient of zero up to a whole step
+                    one, theirs = one[seen], theirs[seen]
+                if not torch.allclose(one, theirs, rtol=rtol, atol=atol, equal_nan=True):
+                    raise Untraceable(f"replayed, '{name}' differs from the plain loop")
 
     def _tolerance(self, before: Group, after: Group) -> tuple[float, float]:
         """How far a weight may be from the plain loop's, relative and absolute."""
@@ -176,21 +181,21 @@ class Replay:
         steps = [float((after[name] - before[name]).abs().max()) for name in before]
         return 1e-2, 0.05 * max(steps)  # a gradient of zero is rounding alone, as large as others' rounding
 
-    def _call(self, tensors: Group, inputs: Sequence[Any]) -> Any:
+    def call(self, tensors: Group, inputs: Sequence[Any]) -> Any:
         """The module's outputs with these tensors in place of its own."""
         return call(self._module, self._precision, inputs, tensors)
 
-    def _plain(self, work: LocalWork, state: State, inputs: Any, targets: Any) -> tuple[State, Shapes]:
+    def plain(self, work: LocalWork, state: State, inputs: Any, targets: Any) -> tuple[State, Shapes]:
         """The state after a few plain steps on one batch, and the shapes of the loss and, if kept, the outputs."""
         leaves = {name: weight.requires_grad_() for name, weight in state["weights"].items()}
         values, terms = list(leaves.values()), {what: _tree(state[what]) for what in ("correction", "mask")}
         descent = InPlaceDescent(work.with_(**terms), list(leaves), values, list(state["start"]), _tensor)
         for _ in range(CHECKED_STEPS):
-            outputs = self._call({**state["others"], **leaves}, inputs)
+            outputs = self.call({**state["others"], **leaves}, inputs)
             self._check(outputs, targets)
             loss = self._loss(outputs, targets)
             descent.step(torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True))
-        kept = [(tuple(outputs.shape), outputs.dtype)] if self._keep and torch.is_tensor(outputs) else []
+        kept = [(tuple(outputs.shape), outputs.dtype)] if self.keep and torch.is_tensor(outputs) else []
         after = {**state, "weights": {name: one.detach() for name, one in leaves.items()}}
         return after, (((), loss.dtype), *kept)
 

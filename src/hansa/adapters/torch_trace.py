@@ -7,6 +7,7 @@ the gradient; momentum and Adam are one fused call over all weights. The learnin
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +17,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hansa.adapters.torch_native import ATEN, Loop, Untraceable, native_loop
+from hansa.adapters.torch_native import ATEN, VIEWS, Loop, Untraceable, native_loop, writes
 from hansa.adapters.torch_rewrite import calls, drop_unused, rewrite
 from hansa.core.model import LocalWork
 
@@ -48,7 +49,7 @@ def begin(work: LocalWork, weights: Group, pulled: Sequence[str], terms: Mapping
         "mask": terms["mask"],
         "first": zeros(adam or work.momentum > 0),
         "second": zeros(adam),
-        "count": {"steps": torch.zeros(())} if adam else {},
+        "count": {"steps": torch.zeros((), device=next(iter(weights.values())).device)} if adam else {},
     }
 
 
@@ -106,7 +107,8 @@ def trace(
         outputs = call({**others, **leaves}, batch[: len(inputs)])
         wanted = tuple(batch[len(inputs) :]) if several else batch[-1]
         value = loss(outputs, wanted)
-        grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        total = value.sum() if value.ndim else value  # of clients that share nothing, each gets its own gradient
+        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         if keep and not torch.is_tensor(outputs):
             raise Untraceable(f"the module gives a {type(outputs).__name__}, and metrics need one tensor")
         return [*([value, outputs] if keep else [value]), *grads]
@@ -117,6 +119,8 @@ def trace(
     except (Untraceable, IndexError):  # the latter is what losses make of labels that are no class
         raise
     except Exception as error:
+        if "out of bounds" in str(error):  # the same, of losses under vmap
+            raise
         raise Untraceable(f"the step cannot be traced: {str(error).splitlines()[0]}") from error
     rewrite(graph)
     descend(graph, state, work)
@@ -124,6 +128,31 @@ def trace(
 
 
 _TRACED = ("weights", "others")
+
+
+def peak_bytes(graph: Graph) -> int:
+    """Bytes of all values that are alive at once in a step, where they are most, beside its arguments."""
+    owner: dict[Node, Node] = {}  # of a view: whose memory it is
+    last: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for one in node.all_input_nodes:
+            last[owner.get(one, one)] = node
+        if node.op == "call_function" and (node.target in VIEWS or node.target is operator.getitem):
+            owner[node] = owner.get(node.args[0], node.args[0])
+    alive = peak = 0
+    size: dict[Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and node not in owner and not writes(node):
+            made = node.meta.get("val")
+            size[node] = sum(
+                one.nbytes for one in (made if isinstance(made, tuple | list) else [made]) if one is not None
+            )
+            alive += size[node]
+            peak = max(peak, alive)
+        for one in {owner.get(one, one) for one in node.all_input_nodes}:
+            if last[one] is node:
+                alive -= size.pop(one, 0)
+    return peak
 
 
 # -- the optimiser

@@ -23,10 +23,13 @@ class Columns:
       inputs, targets: names of columns.
       dtype: of all float columns.
       device: where batches are wanted.
+
+    `targets` is the number of columns of that kind, which come last.
     """
 
     def __init__(self, data: Any, inputs: Sequence[str], targets: Sequence[str], dtype: Any, device: str) -> None:
         self.columns: list[Any] = [_column(data, name, dtype) for name in (*inputs, *targets)]
+        self.targets = len(targets)
         self._inputs, self._device = len(inputs), device
         if device != "cpu":
             self.columns = [torch.from_numpy(np.array(column)).to(device) for column in self.columns]
@@ -37,13 +40,16 @@ class Columns:
 
     def take(self, rows: np.ndarray) -> tuple[list[Any], Any]:
         """Inputs, and the target or the tuple of targets, at these rows."""
-        if self._device == "cpu":
-            taken = [torch.from_numpy(column.take(rows, 0)) for column in self.columns]
-        else:
-            at = torch.from_numpy(rows).to(self._device)
-            taken = [column.index_select(0, at) for column in self.columns]
+        taken = self.gather(rows)
         inputs, targets = taken[: self._inputs], taken[self._inputs :]
         return inputs, targets[0] if len(targets) == 1 else tuple(targets)
+
+    def gather(self, rows: np.ndarray) -> list[Any]:
+        """All columns at these rows, inputs first; `rows` may have any shape."""
+        if self._device == "cpu":
+            return [torch.from_numpy(column.take(rows, 0)) for column in self.columns]
+        at = torch.from_numpy(rows).to(self._device)
+        return [column[at] for column in self.columns]
 
 
 class Tally:

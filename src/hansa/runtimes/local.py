@@ -1,18 +1,19 @@
-"""The local runtime: one process, one client at a time, nothing serialised.
+"""The local runtime: one process, nothing serialised; one client at a time, or many where the model stacks them.
 
-It is the reference: every other runtime gives the same bits for the same job and seed.
+It is the reference: every other runtime gives the same bits for the same job and seed, as long as clients are trained
+one at a time; stacked ones agree up to float rounding.
 """
 
 import secrets
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hansa.core.data import Clients
-from hansa.core.errors import ConfigError, HansaError, SecretRoundVoid
+from hansa.core.errors import ConfigError, HansaError, SecretRoundVoid, require
 from hansa.core.job import Job
 from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Memories, Reply, Runtime, Session, Task, Traffic
@@ -21,8 +22,11 @@ from hansa.core.worker import perform
 from hansa.crypto.simulated_seat import SimulatedSeat
 from hansa.runtimes.history import History
 from hansa.runtimes.simulation import simulate
+from hansa.runtimes.together import Together
 
 Conversation = Generator[Tensors, Tensors | None, Tensors]
+RESULT_BYTES = 1 << 30  # of models trained together that wait for their turn
+_NOTHING: tuple[Any, Any, float] = (None, None, 0.0)
 
 
 class LocalSession(Session):
@@ -32,10 +36,17 @@ class LocalSession(Session):
       job: what to perform.
       clients: opened one at a time, when their task's turn has come.
       memories: what clients remember between tasks.
+      cohort: clients handed to a model together that can train many at once.
     """
 
-    def __init__(self, job: Job, clients: Clients, memories: Memories) -> None:
+    def __init__(self, job: Job, clients: Clients, memories: Memories, cohort: int = 1) -> None:
         self._job, self._clients, self._memories = job, clients, memories
+        self._together: Together | None = None
+        self._cohort = cohort
+        if cohort > 1 and getattr(job.model, "stacks", False):
+            self._together = Together(job.model)
+            self._job = replace(job, model=self._together)
+        self._found: dict[str, tuple[Any, Any, float]] = {}  # task key -> data, what training gave, seconds
         self._waiting: deque[tuple[Task, Tensors, Tensors]] = deque()
         self._talking: dict[str, Conversation] = {}
         self._answers: deque[tuple[Task, int, Tensors]] = deque()
@@ -64,6 +75,9 @@ class LocalSession(Session):
             task, leg, answer = self._answers.popleft()
             return self._step(task, leg, lambda: self._talking[task.key].send(answer))
         if self._waiting:
+            task = self._waiting[0][0]
+            if self._together is not None and task.kind == "train" and task.key not in self._found:
+                self._train_together(self._together)
             task, down, frozen = self._waiting.popleft()
             return self._step(task, 0, lambda: next(self._begin(task, down, frozen)))
         if self._deadline is None:
@@ -88,6 +102,7 @@ class LocalSession(Session):
         self._answers = deque(entry for entry in self._answers if entry[0].key not in over)
         for task in tasks:
             self._talking.pop(task.key, None)
+            self._found.pop(task.key, None)
 
     def traffic(self) -> Traffic:
         """Bytes that would have travelled, and the time since the last call."""
@@ -97,15 +112,40 @@ class LocalSession(Session):
         return traffic
 
     def _begin(self, task: Task, down: Tensors, frozen: Tensors) -> Conversation:
-        helps = task.role == "helper"  # it has no data, and remembers nothing
-        data = () if helps else self._clients.open(task.client)
-        memory = EMPTY if helps else self._memories.load(task.client, task.since)
-        seat = SimulatedSeat(task.client, task.context, self._secret)
-        self._talking[task.key] = perform(self._job, task, down, data, memory, frozen, seat)
+        data, found, _ = self._found.pop(task.key, _NOTHING)
+        if self._together is not None:
+            self._together.answer(found)
+        self._talking[task.key] = self._conversation(task, down, frozen, self._open(task) if data is None else data)
         return self._talking[task.key]
 
+    def _open(self, task: Task) -> Any:
+        return () if task.role == "helper" else self._clients.open(task.client)  # a helper has no data
+
+    def _conversation(self, task: Task, down: Tensors, frozen: Tensors, data: Any) -> Conversation:
+        memory = EMPTY if task.role == "helper" else self._memories.load(task.client, task.since)
+        seat = SimulatedSeat(task.client, task.context, self._secret)
+        return perform(self._job, task, down, data, memory, frozen, seat)
+
+    def _train_together(self, together: Together) -> None:
+        """Trains those that wait, as many as may be; who cannot be asked, or all if it fails, will be trained alone."""
+        began, found = time.perf_counter(), {}
+        room = max(1, RESULT_BYTES // max(1, self._waiting[0][1].size_bytes))
+        for task, down, frozen in list(self._waiting)[: min(self._cohort, room)]:
+            if task.kind != "train" or task.role != "worker":
+                continue
+            self._found[task.key] = _NOTHING
+            with suppress(Exception):  # what is raised here is raised again in the client's own turn, and told there
+                asked = together.ask(self._conversation(task, down, frozen, self._open(task)).__next__)
+                if asked is not None:
+                    found[task.key] = asked
+        with suppress(Exception):
+            fits = together.fit_all(list(found.values()))
+            seconds = (time.perf_counter() - began) / max(1, len(fits))
+            for (key, asked), fit in zip(found.items(), fits, strict=True):
+                self._found[key] = (asked.data, fit, seconds)
+
     def _step(self, task: Task, leg: int, go: Any) -> Happening:
-        began = time.perf_counter()
+        began = time.perf_counter() - self._found.get(task.key, _NOTHING)[2]
         try:
             message = go()
             self._finish(task, leg)
@@ -130,13 +170,23 @@ class LocalSession(Session):
 
 @dataclass(frozen=True)
 class Local(Runtime):
-    """Trains in this process, one client at a time."""
+    """Trains in this process.
+
+    Args:
+      cohort: clients whose data are opened and handed to the model together, where it trains many at once
+        (`TorchModel(loop="cohort")`); others are trained one at a time.
+    """
+
+    cohort: int = 256
+
+    def __post_init__(self) -> None:
+        require(self.cohort >= 1, f"cohort={self.cohort}: at least one client is trained at a time.")
 
     def run(self, job: Job, clients: Clients, **options: Any) -> History:
         """Trains to the end, or from the store's last committed round; options as those of `simulate`."""
 
         def opened(job: Job, clients: Clients, memories: Memories) -> "nullcontext[LocalSession]":
-            return nullcontext(LocalSession(job, clients, memories))
+            return nullcontext(LocalSession(job, clients, memories, self.cohort))
 
         return simulate(opened, job, clients, **options)
 

@@ -1,0 +1,79 @@
+"""Clients handed to their model together: the run is that of clients trained one at a time, up to float rounding."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+import hansa
+from hansa.adapters.numpy import MLPModel
+from hansa.core.data import Clients, Dataset
+from hansa.core.errors import ConfigError, DataError, TrainingFailed
+from hansa.core.model import LocalWork
+
+
+@dataclass(frozen=True)
+class Stacking(MLPModel):
+    """Says that it trains many at once, and notes how many it was given."""
+
+    given: list = field(default_factory=list, compare=False)
+    stacks = True
+
+    def fit_cohort(self, params, data, work, rngs):
+        self.given.append(len(data))
+        return super().fit_cohort(params, data, work, rngs)
+
+
+def clients(count=7, empty=()):
+    rng = np.random.default_rng(0)
+    sizes = [0 if i in empty else 9 + i for i in range(count)]
+    return Clients.of(
+        {f"c{i}": Dataset(x=rng.normal(size=(n, 4)), y=rng.integers(0, 3, n)) for i, n in enumerate(sizes)}
+    )
+
+
+def job(model, algorithm, **more):
+    pipeline = hansa.Pipeline([hansa.UniformMean()], hansa.Sum())
+    return hansa.Job(model=model, algorithm=algorithm, pipeline=pipeline, cohort=6, rounds=3, **more)
+
+
+WORK = LocalWork(lr=0.1, epochs=2, batch_size=4)
+
+
+@pytest.mark.parametrize("algorithm", [hansa.FedAvg(WORK), hansa.Scaffold(WORK)])
+def test_a_run_is_the_same_bits_whether_or_not_clients_are_handed_over_together(algorithm):
+    model = Stacking([4, 5, 3])
+    together = hansa.train(job(model, algorithm), clients(), runtime=hansa.Local(cohort=4))
+    assert model.given == [4, 2] * 3
+    alone = hansa.train(job(Stacking([4, 5, 3]), algorithm), clients(), runtime=hansa.Local(cohort=1))
+    assert together.model == alone.model
+    assert [one.train for one in together.rounds] == [one.train for one in alone.rounds]
+
+
+def test_a_model_that_does_not_stack_is_trained_one_client_at_a_time():
+    plain = MLPModel([4, 5, 3])
+    found = [hansa.train(job(plain, hansa.FedAvg(WORK)), clients(), runtime=hansa.Local(n)).model for n in (1, 100)]
+    assert found[0] == found[1]
+
+
+def test_a_client_that_fails_fails_alone_and_is_named():
+    model = Stacking([4, 5, 3])
+    with pytest.raises(TrainingFailed, match="'c2' has no examples") as caught:
+        hansa.train(job(model, hansa.FedAvg(WORK)), clients(6, empty=[2]))
+    assert isinstance(caught.value.__cause__, DataError) and model.given == [5]
+
+
+@dataclass(frozen=True)
+class Broken(Stacking):
+    def fit_cohort(self, params, data, work, rngs):
+        raise RuntimeError("no memory")
+
+
+def test_where_all_together_fails_each_is_trained_alone():
+    found = [hansa.train(job(kind([4, 5, 3]), hansa.FedAvg(WORK)), clients()).model for kind in (Broken, Stacking)]
+    assert found[0] == found[1]
+
+
+def test_no_clients_at_a_time_is_refused():
+    with pytest.raises(ConfigError, match="cohort=0: at least one client"):
+        hansa.Local(cohort=0)
