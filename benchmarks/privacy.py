@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 SECTIONS = {
     "epsilon": ["privacy_epsilon.py"],
     "noise": ["privacy_noise.py"],
-    "secure": ["privacy_secure_sum.py", "--thorough"],
+    "secure": ["privacy_secure_sum.py"],
     "rounds": ["privacy_rounds.py"],
     "he": ["privacy_he.py"],
     "compression": ["privacy_compression.py"],

@@ -52,10 +52,15 @@ class Protected:
 
     def __init__(self, entropy: Entropy = secrets.token_bytes) -> None:
         self._stream = Cipher(algorithms.AES(entropy(16)), modes.CTR(bytes(16))).encryptor()
-        self._scratch = torch.empty(0)
+        # Pages that are fresh in every step cost more than what is computed in them.
+        self._zeros, self._raw, self._scratch = b"", np.empty(0, np.uint8), torch.empty(0)
 
     def _words(self, count: int) -> np.ndarray:
-        return np.frombuffer(self._stream.update(bytes(4 * count)), "<u4")
+        size = 4 * count
+        if len(self._zeros) < size:
+            self._zeros, self._raw = bytes(size), np.empty(size + 15, np.uint8)
+        self._stream.update_into(memoryview(self._zeros)[:size], self._raw.data)
+        return self._raw[:size].view("<u4")
 
     def chosen(self, examples: int, rate: float) -> np.ndarray:
         """The rows of one step: each with this probability."""
@@ -65,7 +70,7 @@ class Protected:
     def normals(self, count: int) -> torch.Tensor:
         """Standard normal deviates, float32 (Box and Muller 1958), in memory that the next ones will be in."""
         half = (count + 1) // 2
-        if len(self._scratch) != 4 * half:  # pages that are fresh in every step cost more than what is computed in them
+        if len(self._scratch) != 4 * half:
             self._scratch = torch.empty(4 * half)
         words, out = self._scratch[: 2 * half], self._scratch[2 * half :]
         np.copyto(words.numpy(), self._words(2 * half), casting="unsafe")
