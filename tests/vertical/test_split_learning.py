@@ -213,7 +213,8 @@ def test_tables_of_one_alignment_train() -> None:
         ({"bottoms": ()}, "name at least one owner"),
         ({"bottoms": ("a", "a")}, r"\['a'\] occur twice"),
         ({"middles": ("b",)}, "'b' has the layers 0 and 1 in a row"),
-        ({"micro_batches": 300}, "a piece needs a row"),
+        ({"micro_batches": 9}, "at most 8 are under way"),
+        ({"micro_batches": 3, "batch_size": 2}, "a piece needs a row"),
         ({"join": "mean"}, "choose one of concatenate, sum"),
         ({"epochs": 0}, "epochs=0: at least 1"),
         ({"bottoms": ("b",), "activations": RowNoise(1.0)}, "nothing is sent"),
@@ -306,6 +307,23 @@ def test_randomised_labels_are_kept_as_often_as_stated() -> None:
     assert response.corrected(response.kept) == pytest.approx(1.0)
     with pytest.raises(DataError, match="whole numbers from 0 to 3"):
         response.replaced(torch.tensor([4]), Stream(b"test"))
+
+
+def test_labels_are_randomised_once_however_often_training_goes_on() -> None:
+    plan = SplitLearning(bottoms=("shop",), top="bank", batch_size=90, labels=RandomisedResponse(0.5, CLASSES))
+    case = Case(plan)
+    told: list[torch.Tensor] = []
+
+    def party(mesh: LocalMesh) -> None:
+        part = case.part(mesh)
+        if mesh.me == "bank":
+            part._loss = lambda outputs, y: told.append(y) or cross_entropy(outputs, y)  # type: ignore[func-returns-value]
+        for _ in range(2):
+            part.fit(**case.data(mesh.me))
+
+    together(LocalMesh.of(plan.parties), party)
+    order = torch.from_numpy(plan.order(90, 0))
+    assert torch.equal(told[0], told[1]) and not torch.equal(told[0], case.y[order])
 
 
 def leak(gradients: torch.Tensor, y: torch.Tensor) -> float:

@@ -232,7 +232,10 @@ def _as_label_owner(mesh: Mesh, owners: Sequence[str], labels: Column, to: str, 
 
 
 def _as_feature_owner(mesh: Mesh, label_owner: str, table: AlignedTable, to: str, bins: int, least: int) -> Relations:
-    key = PublicKey.of(*(bytes(each) for each in mesh.recv(label_owner, "key")))
+    numbers = [bytes(each) for each in mesh.recv(label_owner, "key")]
+    if len(numbers) != 2:
+        raise ProtocolError(f"'{label_owner}' sent no key.")
+    key = PublicKey.of(*numbers)
     encrypted = key.from_bytes(mesh.recv(label_owner, "labels")[0], len(table))
     mesh.send(label_owner, "columns", [json.dumps(len(table.names)).encode()])
     columns: dict[str, Binned] = {}
@@ -323,7 +326,7 @@ def _terms(mesh: Mesh, terms: dict[str, Any]) -> None:
     for peer in mesh.peers:
         mesh.send(peer, "terms", [json.dumps(terms).encode()])
     for peer in mesh.peers:
-        theirs = json.loads(bytes(mesh.recv(peer, "terms")[0]))
+        theirs = _json(mesh.recv(peer, "terms")[0], peer)
         if theirs != terms:
             raise ConfigError(f"'{peer}' states {theirs}, and '{mesh.me}' {terms}: they must be the same.")
 
@@ -334,7 +337,17 @@ def _told(mesh: Mesh, owner: str, mine: Any) -> Any:
         for peer in mesh.peers:
             mesh.send(peer, "columns", [json.dumps(mine).encode()])
         return mine
-    return json.loads(bytes(mesh.recv(owner, "columns")[0]))
+    told = _json(mesh.recv(owner, "columns")[0], owner)
+    if told is not None and not (isinstance(told, list) and [type(each) for each in told] == [list, list, int, str]):
+        raise ProtocolError(f"'{owner}' sent no names of columns.")
+    return told
+
+
+def _json(raw: Any, sender: str) -> Any:
+    try:
+        return json.loads(bytes(raw))
+    except ValueError as error:
+        raise ProtocolError(f"'{sender}' sent something else than terms: {error}.") from None
 
 
 def _whole(raw: Any, sender: str, most: int) -> int:

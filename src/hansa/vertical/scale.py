@@ -3,7 +3,7 @@
     count, sum, squares   each owner splits its numbers into random summands, one for each owner; their sums are opened
     minimum, maximum      of the owners' own ones, compared on shares (hansa.mpc)
 
-Sums are exact integers modulo 2¹²⁸ of numbers in units of 2⁻⁴⁰: nobody learns more than the totals, even if all but one
+Sums are exact integers modulo 2¹⁹² of numbers in units of 2⁻⁴⁰: nobody learns more than the totals, even if all but one
 other owner put together what they have. Extremes are as secret as the session's protocol makes them.
 """
 
@@ -21,7 +21,7 @@ from hansa.mpc.session import Session
 from hansa.vertical.learns import Learns
 from hansa.vertical.table import AlignedTable
 
-_FRACTION, _BITS = 40, 128
+_FRACTION, _BITS = 40, 192  # squares of the largest numbers, of 2^60 rows
 _LARGEST = float(1 << 44)  # of a number: what the session's fixed-point numbers hold
 
 

@@ -31,7 +31,7 @@ from hansa.vertical.table import AlignedTable
 
 Features: TypeAlias = AlignedTable | np.ndarray | torch.Tensor | tuple[torch.Tensor, ...]
 Optimiser: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-_AHEAD = 16  # batches that are predicted before their receiver must have taken them
+_AHEAD = 8  # batches that are predicted before their receiver must have taken them; see MOST_PIECES
 
 
 def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -108,6 +108,7 @@ class SplitParty:
         self._states = States(folder, self.me) if folder is not None else None
         self._here: deque[torch.Tensor] = deque()  # from one place of this party to the next
         self._deviates = Normals(own_stream())
+        self._randomised: tuple[torch.Tensor, torch.Tensor] | None = None  # labels, and what they became
 
     # -- what all parties call
 
@@ -193,13 +194,15 @@ class SplitParty:
     # -- an epoch
 
     def _begin(self, rows: int, labels: Any) -> tuple[Position, Any]:
-        """Where to start, and the labels to train on, randomised once for all resumptions."""
+        """Where to start, and the labels to train on."""
         if labels is not None and self.plan.labels is not None:
-            labels = self.plan.labels.replaced(labels, own_stream())
+            # Once randomised, always the same: a second draw would cost ε again.
+            if self._randomised is None or not torch.equal(self._randomised[0], labels):
+                self._randomised = labels.clone(), self.plan.labels.replaced(labels, own_stream())
+            labels = self._randomised[1]
         if self._states is None:
             return Position(), labels
-        start, kept = self._states.resume(self.mesh, self.plan, rows, self.halves, self._optimiser, labels)
-        return start, kept
+        return self._states.resume(self.mesh, self.plan, rows, self.halves, self._optimiser, labels)
 
     def _epoch(self, epoch: int, start: Position, rows: int, features: Any, labels: Any) -> Epoch:
         begun, resumed = time.monotonic(), epoch == start.epoch

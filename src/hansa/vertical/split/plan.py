@@ -32,6 +32,10 @@ from hansa.vertical.split.protection import RandomisedResponse, RowNoise
 if TYPE_CHECKING:
     from hansa.vertical.split.party import SplitParty
 
+# Pieces that are sent before any is read: so many of 64 KB, which links send at once, fit into what sockets hold, and
+# larger ones wait in memory; with more, two parties could wait for each other to read.
+MOST_PIECES = 8
+
 JOINS: Mapping[str, Callable[[list[torch.Tensor]], torch.Tensor]] = {
     "concatenate": lambda parts: torch.cat(parts, 1),
     "sum": lambda parts: torch.stack(parts).sum(0),
@@ -48,8 +52,8 @@ class SplitLearning:
       top: the owner of the labels, who has the last layers and computes the loss.
       batch_size: rows a step.
       epochs: passes over all rows.
-      micro_batches: pieces of a batch that are under way at the same time, so that parties compute while others'
-        results travel; their gradients are added up. Batch norm sees pieces.
+      micro_batches: 1 to 8, pieces of a batch that are under way at the same time, so that parties compute while the
+        results of others travel; their gradients are added up. Batch norm sees pieces.
       seed: of the public order of rows.
       join: of several bottoms' activations: `concatenate` along axis 1, or `sum`.
       activations: protection of what feature owners other than the label owner send.
@@ -80,6 +84,8 @@ class SplitLearning:
         require(not twice, f"bottoms: {twice} occur twice: one bottom half takes all columns of its owner.")
         for name in ("batch_size", "epochs", "micro_batches"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: at least 1 is needed.")
+        fault = f"micro_batches={self.micro_batches}: at most {MOST_PIECES} are under way at the same time."
+        require(self.micro_batches <= MOST_PIECES, fault)
         fault = f"micro_batches={self.micro_batches} > batch_size={self.batch_size}: a piece needs a row."
         require(self.micro_batches <= self.batch_size, fault)
         require(self.checkpoint_every >= 0, f"checkpoint_every={self.checkpoint_every}: 0, or a number of batches.")
