@@ -11,6 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from hansa.core.errors import ConfigError, DataError
 from hansa.mpc import local
+from hansa.mpc.files import save_shares
+from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session
 from hansa.vertical import AlignedTable, FittedGlm, Glm
 
@@ -167,6 +169,28 @@ def test_parties_that_do_not_fit_together_are_refused_by_all() -> None:
         local(lambda session: program(session, {"party-0": "y", "party-1": "y"}, {}), "aby3")
     with pytest.raises(ConfigError, match="of different alignments: align them again"):
         local(lambda session: program(session, {"party-0": "y"}, {"party-1": bytes([1]) * 32}), "aby3")
+
+
+def test_owners_that_do_not_compute_take_part_by_files_of_shares(
+    cancer: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    x, y = standard(cancer[0][:, :6]), cancer[1]
+    for name, at in (("clinic", 2), ("insurer", 4)):
+        save_shares({"table": x[:, at : at + 2]}, str(tmp_path / name), [f"party-{place}" for place in range(3)])
+    glm = Glm(solver="newton", epochs=5, l2=0.02)
+
+    def program(session: Session) -> tuple[FittedGlm, Any]:
+        table = None
+        if session.me == "party-0":
+            table = AlignedTable(session.me, {"a": x[:, 0], "b": x[:, 1], "y": y})
+        others = {name: session.load(str(tmp_path / name)) for name in ("clinic", "insurer")}
+        fitted = glm.fit(session, table, "y" if table is not None else None, others=others)
+        return fitted, fitted.predict(session, table, others=others)
+
+    fitted, predicted = local(program)[0]
+    plain = LogisticRegression(C=1 / (0.02 * len(x)), tol=1e-8).fit(x, y)
+    np.testing.assert_allclose(predicted, plain.predict_proba(x)[:, 1], atol=6e-3)
+    assert set(fitted.others) == {"clinic", "insurer"} and isinstance(fitted.others["clinic"], SecretTensor)
 
 
 class Lost(Exception):

@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,7 +105,8 @@ class Glm:
 
     def fit(
         self, session: Session, table: AlignedTable | None, label: str | None = None, *,
-        columns: Sequence[str] | None = None, keep: Path | None = None, observe: Callable[[int], None] | None = None,
+        columns: Sequence[str] | None = None, others: Mapping[str, SecretTensor] | None = None,
+        keep: Path | None = None, observe: Callable[[int], None] | None = None,
     ) -> "FittedGlm":  # fmt: skip
         """Fits the model; every party of the session calls it.
 
@@ -114,6 +115,9 @@ class Glm:
           table: this party's columns; None at a helper.
           label: its column of labels, at one owner alone.
           columns: those to use; None takes all but the label.
+          others: columns of owners that do not compute, by the owner's name, of shape (rows, columns): what
+            `session.load` gives of their files of shares. They are standardised by their owners and in the common order;
+            who shares them answers for that, since no hash of an order comes with them.
           keep: a folder of this party for its shares of the coefficients after each epoch. All parties give one, or
             none does. A fit that lost a party goes on from there when all call it again with the same settings.
           observe: called with the number of each epoch that is done.
@@ -126,8 +130,9 @@ class Glm:
           DataError: text, missing values, constant columns, or labels that the family does not have.
         """
         mine = _Part.of(self, session.me, table, label, columns)
-        meeting = _Meeting.hold(session, mine)
-        x = _joined(session, meeting, mine.x)
+        given = dict(others or {})
+        meeting = _Meeting.hold(session, mine).joined_by(given)
+        x = torch.cat([given[name] if name in given else session.share(mine.x, name) for name in meeting.owners], 1)
         y = session.share(mine.y, meeting.label_owner)
         weight = session.share(mine.weight, meeting.label_owner) if meeting.weighted else None
         kept = _Kept.of(session, keep, f"{self!r} {meeting!r}")
@@ -144,7 +149,7 @@ class Glm:
         variance = _variance(self, meeting, x, y, weight, beta) if self.errors else None
         if kept is not None:
             kept.forget()
-        return _opened(self, session, meeting, mine, beta, variance)
+        return _opened(self, session, meeting, mine, beta, variance, given)
 
 
 # -- what each party brings
@@ -262,6 +267,15 @@ class _Meeting:
             raise ConfigError("nobody gave a column besides the label: there is nothing to learn from.")
         return cls(owners, counts, labelled[0], first[3], first[1], first[2], first[4])
 
+    def joined_by(self, others: Mapping[str, torch.Tensor]) -> "_Meeting":
+        """With the columns of owners that do not compute after those of the parties."""
+        for name, columns in others.items():
+            fits = columns.ndim == 2 and columns.shape[0] == self.rows
+            require(fits, f"others['{name}'] has shape {tuple(columns.shape)}: the tables have {self.rows} rows.")
+            require(name not in self.owners, f"others['{name}']: '{name}' gives a table of its own.")
+        counts = (*self.counts, *(columns.shape[1] for columns in others.values()))
+        return replace(self, owners=(*self.owners, *others), counts=counts)
+
     def place(self, owner: str) -> slice:
         """Of an owner's coefficients."""
         begin = sum(self.counts[: self.owners.index(owner)])
@@ -278,11 +292,6 @@ class _Meeting:
         mask = torch.ones(self.width, 1)
         mask[self.place(self.label_owner).start] = 0
         return mask
-
-
-def _joined(session: Session, meeting: _Meeting, mine: NDArray[np.float64] | None) -> torch.Tensor:
-    """All columns side by side, secret."""
-    return torch.cat([session.share(mine, owner) for owner in meeting.owners], 1)
 
 
 def _placed(start: NDArray[np.float64] | None, meeting: _Meeting) -> NDArray[np.float64] | None:
@@ -479,6 +488,7 @@ class FittedGlm:
       classes: of the label, in the order of the outputs; at the label owner alone.
       standard_errors: of the coefficients in the columns' own unit; None unless asked for.
       everyone: all coefficients by owner, on standardised columns, where all were opened to all.
+      others: the secret coefficients of owners that do not compute; `session.save` writes their shares.
     """
 
     glm: Glm
@@ -492,6 +502,7 @@ class FittedGlm:
     classes: tuple[Any, ...] = ()
     standard_errors: NDArray[np.float64] | None = None
     everyone: Mapping[str, NDArray[np.float64]] | None = None
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def raw(self) -> NDArray[np.float64]:
@@ -519,14 +530,16 @@ class FittedGlm:
         return own if self.intercept is None else own + self.intercept
 
     def predict(
-        self, session: Session, table: AlignedTable | None, to: str | Sequence[str] | None = None
-    ) -> NDArray[np.float64] | None:
+        self, session: Session, table: AlignedTable | None, to: str | Sequence[str] | None = None, *,
+        others: Mapping[str, SecretTensor] | None = None,
+    ) -> NDArray[np.float64] | None:  # fmt: skip
         """The mean of each row, computed on shares of the scores: every party calls it.
 
         Args:
           session: of `hansa.mpc`, with the owners that fitted the model.
           table: this party's columns of the rows; None at a party without columns.
           to: who learns the answer; the label owner if None.
+          others: columns of owners that do not compute, as when it was fitted.
 
         Returns:
           Of shape (rows,), or (rows, classes) for a multinomial model; None at the others.
@@ -541,6 +554,10 @@ class FittedGlm:
         for owner in owners:
             shared = session.share(mine, owner)
             total = shared if total is None else total + shared
+        absent = sorted(set(self.others) ^ set(others or {}))
+        require(not absent, f"others={absent}: give the columns of exactly {sorted(self.others)}, as for the fit.")
+        for name, columns in (others or {}).items():
+            total = columns @ self.others[name] + total
         assert isinstance(total, SecretTensor)
         mean = session.reveal(_mean(self.glm, total), to=shown)
         if mean is None:
@@ -583,11 +600,14 @@ def _present(session: Session, mine: NDArray[np.float64] | None, alignment: byte
 
 
 def _opened(
-    glm: Glm, session: Session, meeting: _Meeting, mine: _Part, beta: torch.Tensor, variance: torch.Tensor | None
-) -> FittedGlm:
+    glm: Glm, session: Session, meeting: _Meeting, mine: _Part, beta: torch.Tensor, variance: torch.Tensor | None,
+    others: Mapping[str, torch.Tensor],
+) -> FittedGlm:  # fmt: skip
     """Opens each owner's coefficients, to it alone or to all."""
     own, errors, everyone = np.zeros((0, meeting.outputs)), np.zeros((0, 1)), {}
     for owner in meeting.owners:
+        if owner in others and glm.open_to == "owner":
+            continue
         to = owner if glm.open_to == "owner" else None
         values = session.reveal(beta[meeting.place(owner)], to=to)
         deviations = None if variance is None else session.reveal(variance[meeting.place(owner)], to=to)
@@ -605,4 +625,5 @@ def _opened(
     return FittedGlm(
         glm, session.me, meeting.label_owner, mine.names, mine.mean, mine.scale, own, intercept, mine.classes,
         deviation, everyone if glm.open_to == "all" else None,
+        {name: beta[meeting.place(name)] for name in others},
     )  # fmt: skip
