@@ -18,7 +18,7 @@ from hansa.core.tensors import Tensors
 from hansa.mpc import SecretTensor, Session, load_shares, local, reveal_shares, save_shares
 from hansa.mpc.files import place_of
 
-PROTOCOLS = {"plain": 1, "aby3": 3, "pond": 3}
+PROTOCOLS = {"plain": 1, "aby3": 3, "pond": 3, "two_party": 2}
 VALUES = torch.tensor([[1.5, -2.25, 1e4], [0.0, 2**-16, -3e-5]])
 
 
@@ -53,7 +53,7 @@ def test_what_a_session_saves_is_uniform_too(tmp_path: Path) -> None:
         session.save({"input": session.share(torch.zeros(20_000), session.names[0]), "public": torch.zeros(20_000)},
                      str(tmp_path))  # fmt: skip
 
-    for protocol in ("aby3", "pond"):
+    for protocol in ("aby3", "pond", "two_party"):
         local(program, protocol)
         for name in names(protocol):
             for parts in load_shares(str(tmp_path), name).parts.values():
@@ -232,6 +232,9 @@ def test_a_damaged_file_is_one_error(tmp_path_factory: pytest.TempPathFactory, a
         lambda facts: facts["tensors"]["x"].update(shape=[3, 2]),
         lambda facts: facts["tensors"].update(y=facts["tensors"]["x"]),
         lambda facts: facts.pop("id"),
+        lambda facts: facts.update(parties=["a", "b", "c", "party-0"]),
+        lambda facts: facts["tensors"]["x"].update(shape=[], columns=["a"]),
+        lambda facts: facts["tensors"]["x"].update(dtype=["float32"]),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, change: Any) -> None:

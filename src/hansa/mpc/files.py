@@ -111,6 +111,8 @@ def save_shares(
       DataError: a number is NaN, infinite or beyond the range.
     """
     names, holdings = tuple(sorted(parties)), protocol_named(protocol).holdings
+    if not holdings:
+        raise ConfigError(f"'{protocol}' stores no shares: share the data inside a session, or for another protocol.")
     if len(names) != len(holdings):
         raise ConfigError(
             f"'{protocol}' is computed by {len(holdings)} parties, and {len(names)} are given ({', '.join(names)})."
@@ -285,7 +287,7 @@ def _read(place: str) -> ShareFile:
         raise CorruptFile(f"{shown(place)}: {error}") from None
     try:
         return _understood(tensors, json.loads(metadata["hansa shares"]))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, ConfigError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, ConfigError) as error:
         raise CorruptFile(f"{shown(place)} is no file of shares ({error}).") from None
 
 
@@ -299,7 +301,10 @@ def _understood(tensors: Tensors, facts: Any) -> ShareFile:
         if entry.columns and len(entry.columns) != entry.shape[-1]:
             raise ValueError(f"'{name}' has {len(entry.columns)} names for {entry.shape[-1]} columns")
     header = Header(str(facts["id"]), facts["protocol"], tuple(facts["parties"]), entries)
-    held = protocol_named(header.protocol).holdings[header.parties.index(facts["party"])]
+    holdings = protocol_named(header.protocol).holdings
+    if len(header.parties) != len(holdings):
+        raise ValueError(f"'{header.protocol}' has {len(holdings)} parties, not {len(header.parties)}")
+    held = holdings[header.parties.index(facts["party"])]
     parts = {name: tuple(np.asarray(tensors[f"{name}/{at}"]) for at in range(len(held))) for name in entries}
     if len(tensors) != len(held) * len(entries):
         raise ValueError("it holds more than its header says")
