@@ -116,7 +116,7 @@ class Glm:
           label: its column of labels, at one owner alone.
           columns: those to use; None takes all but the label.
           others: columns of owners that do not compute, by the owner's name, of shape (rows, columns): what
-            `session.load` gives of their files of shares. They are standardised by their owners, in the common order; who
+            `session.load` gives of their files of shares. They are standardised, in the common order; who
             shares them answers for that, since no hash of an order comes with them.
           keep: a folder of this party for its shares of the coefficients after each epoch. All parties give one, or
             none does. A fit that lost a party goes on from there when all call it again with the same settings.
