@@ -1,22 +1,31 @@
 """Prediction as a service: joint answers at the asker alone, declared defaults where an owner is missing."""
 
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.runtimes.test_mesh import NAMES, free_ports, identities
 from tests.vertical.networks import CLASSES, Whole, layers
 
 from hansa.core.errors import ConfigError, DataError, ProtocolError, Refused, Unreachable
+from hansa.runtimes.mesh import Parties, Party, TlsMesh
 from hansa.runtimes.mesh.local import LocalMesh, together
 from hansa.vertical import AlignedTable
 from hansa.vertical.predict import Asker, People, learns, serve
 from hansa.vertical.scale import total
 from hansa.vertical.split import SplitLearning
 
+assert identities  # a fixture
 IDS = {"bank": ["ann", "bob", "eve", "max"], "clinic": ["bob", "eve", "ann"], "shop": ["eve", "ann", "bob", "zoe"]}
 INCOME = {"ann": 1.0, "bob": 2.0, "eve": 3.0, "max": 4.0, "zoe": 5.0}
+
+
+def ports_of() -> Parties:
+    return Parties(tuple(Party(n, f"127.0.0.1:{p}") for n, p in zip(NAMES, free_ports(3), strict=True)))
 
 
 def people(owner: str) -> People:
@@ -86,6 +95,45 @@ def test_a_lost_owner_is_answered_by_the_default_until_it_is_back() -> None:
     assert first.value is None and "an owner is lost: party" in first.reason
     assert second.value is None and "does not answer" in second.reason
     assert third.joint and third.value == 6.0
+
+
+def test_over_tls_a_killed_owner_is_a_default_and_one_that_is_back_answers(
+    identities: Path,
+) -> None:
+    owners = {name: people(name) for name in sorted(IDS)}
+    files = iter([ports_of(), ports_of()])
+    now = [next(files)]
+
+    def connected(name: str) -> TlsMesh:
+        return TlsMesh(identities / f"{name}.pem", now[0], wait_s=20)
+
+    def served(name: str, killed: bool) -> None:
+        with suppress(Unreachable), connected(name) as mesh:
+            if killed:
+                mesh.recv("bank", "request")
+                mesh._shut()  # as if by kill -9
+                return
+            serve(mesh, added(mesh), owners[name], "bank")
+
+    def connect() -> Any:
+        mesh = connected("bank")
+        return mesh, added(mesh)
+
+    asker = Asker(connect, owners["bank"], default=-1.0)
+    for round_, killed in enumerate((True, False)):
+        threads = [
+            threading.Thread(target=served, args=(name, killed and name == "shop")) for name in ("clinic", "shop")
+        ]
+        for thread in threads:
+            thread.start()
+        answer = asker.ask(["eve"])[0]
+        assert answer.joint != killed and answer.value == (-1.0 if killed else 18.0), answer.reason
+        if not killed:
+            asker.close()
+        for thread in threads:
+            thread.join(30)
+        if not round_:
+            now[0] = next(files)
 
 
 def test_what_may_not_be_is_refused_on_both_sides() -> None:
@@ -164,6 +212,35 @@ def test_a_fitted_linear_model_serves_beside_a_party_that_only_computes() -> Non
     assert [answer.joint for answer in answers] == [True, False, True]
     for answer, name in ((answers[0], "ann"), (answers[2], "bob")):
         assert answer.value == pytest.approx(INCOME[name] - 2 * 3 * INCOME[name] + 0.5, abs=0.05)
+
+
+def test_trees_serve() -> None:
+    pytest.importorskip("gmpy2")
+    from hansa.vertical.boosting import EncryptedBoosting, predict
+
+    random = np.random.default_rng(0)
+    x = random.normal(3, 1, size=(80, 2)) * [1, 3]
+    y = (x[:, 0] + x[:, 1] > 12).astype(float)
+    tables = {name: AlignedTable(name, {"x": x[:, at]}) for at, name in enumerate(("bank", "shop"))}
+    settings = EncryptedBoosting(labels_at="bank", trees=1, depth=2, bins=4, min_child_weight=0.1)
+
+    def party(mesh: LocalMesh) -> Any:
+        part = settings.fit(mesh, tables[mesh.me], y if mesh.me == "bank" else None)
+
+        def answered(table: AlignedTable | None) -> Any:
+            assert table is not None
+            return predict(mesh, part, table)
+
+        if mesh.me != "bank":
+            return serve(mesh, answered, people(mesh.me), "bank")
+        asker = Asker(lambda: (mesh, answered), people("bank"), default=0.5)
+        answers = asker.ask(["ann", "eve", "max"])
+        asker.close()
+        return answers
+
+    ann, eve, unknown = together(LocalMesh.of(["bank", "shop"]), party)[0]
+    assert ann.joint and eve.joint and not unknown.joint
+    assert ann.value < 0.5 <= unknown.value
 
 
 def test_what_is_learnt_is_declared() -> None:

@@ -111,6 +111,52 @@ def test_halves_become_bit_for_bit_what_the_whole_network_becomes(
     )
 
 
+def test_images_and_tables_of_categories_train_as_in_the_whole_network() -> None:
+    class Scan(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten())
+
+    class Record(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.towns, self.numbers = nn.Embedding(5, 3), nn.Linear(2, 3)
+
+        def forward(self, town: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.towns(town) + self.numbers(x))
+
+    class Both(nn.Module):
+        def __init__(self, *parts: nn.Module) -> None:
+            super().__init__()
+            self.scan, self.record, self.top = parts
+
+        def forward(self, image: torch.Tensor, town: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.top(torch.cat([self.scan(image), self.record(town, x)], 1))
+            return outputs
+
+    torch.manual_seed(3)
+    image, town, x, y = torch.randn(50, 1, 6, 6), torch.randint(5, (50,)), torch.randn(50, 2), torch.randint(2, (50,))
+    parts = [Scan(), Record(), nn.Linear(67, 2)]
+    whole = Both(*copy.deepcopy(parts))
+    plan = SplitLearning(bottoms=("clinic", "shop"), top="bank", batch_size=16, epochs=2)
+    optimiser = torch.optim.SGD(whole.parameters(), lr=0.1)
+    for epoch in range(2):
+        for batch in map(torch.from_numpy, plan.batches(50, epoch)):
+            cross_entropy(whole(image[batch], town[batch], x[batch]), y[batch]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+    def party(mesh: LocalMesh) -> Any:
+        quiet: dict[str, Any] = {"announce": lambda _: None}
+        if mesh.me == "bank":
+            return plan.part(mesh, top=parts[2], loss=cross_entropy, **quiet).fit(y=y)
+        bottom, features = (parts[0], image) if mesh.me == "clinic" else (parts[1], (town, x))
+        return plan.part(mesh, bottom=bottom, **quiet).fit(features)
+
+    together(LocalMesh.of(plan.parties), party)
+    split = Both(*parts).state_dict()
+    assert all(torch.equal(value, split[name]) for name, value in whole.state_dict().items())
+
+
 def test_micro_batches_change_rounding_alone() -> None:
     found = []
     for micro_batches in (1, 4):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hansa.core.errors import ConfigError, DataError, ProtocolError, Refused, Unreachable, require
 from hansa.core.runtime import Mesh
+from hansa.runtimes.mesh import TlsMesh
 from hansa.vertical.learns import Learns
 from hansa.vertical.table import AlignedTable
 
@@ -29,9 +30,10 @@ _log = logging.getLogger("hansa.vertical.predict")
 
 Predict: TypeAlias = Callable[[AlignedTable | None], Any]
 """One owner's side of a joint prediction, which all owners call with the same people: outputs at the asker, None at the
-others. `lambda table: model.predict(session, table)` of a GLM, `part.predict` of split learning."""
+others: `part.predict` of split learning, `lambda table: model.predict(session, table)` of a linear model,
+`lambda table: predict(mesh, trees, table)` of boosted trees."""
 Connect: TypeAlias = Callable[[], tuple[Mesh, Predict]]
-"""Links to the other owners, and this owner's side over them; called again after an owner was lost."""
+"""Links to the other owners, which the asker closes, and its side over them; called again after an owner was lost."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Asker:
                 self._links = self._connect()
             return self._together(*self._links, list(ids))
         except Unreachable as error:
-            self._links = None
+            self._leave()
             _log.warning("%d people answered by the default: %s", len(ids), error)
             return [Answer(name, self._default, f"an owner is lost: {error}") for name in ids]
 
@@ -132,7 +134,12 @@ class Asker:
         if self._links is not None:
             for peer in self._links[0].peers:
                 self._links[0].send(peer, "request", [b"{}"])
-            self._links = None
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._links is not None and isinstance(self._links[0], TlsMesh):
+            self._links[0].close()
+        self._links = None
 
     def _together(self, mesh: Mesh, predict: Predict, ids: list[str]) -> list[Answer]:
         salt = secrets.token_hex(16)
