@@ -1,127 +1,136 @@
-"""Different columns of the same people: private set intersection, as processes over mutual TLS on this machine.
+"""Different columns of the same people: the figures of alignment and of each algorithm, over mutual TLS on loopback.
 
-    python benchmarks/vertical.py psi [--large]
+    python benchmarks/vertical.py [psi] [glm] [split] …
 
-Beside each intersection its own floor is timed: for Diffie–Hellman the products alone, on as many processes; for the
-others hashing the same keys in a plain set.
+Each line is a figure: name, value, unit, and what it is held against.
+
+psi: private set intersection of 2¹⁶ keys each; `benchmarks/psi.py` takes other sizes.
+
+glm: logistic regression of 30,000 rows, 13 columns and the labels at one owner, 10 at the other; one epoch in batches
+of 1,024. The seconds hold sharing, training and opening; AUC is that of scikit-learn's fit of the joined table.
+
+split: rows a second of a network cut in two, a process and a thread each, over those of the uncut network on one thread
+beside it in the same run; medians of epochs that take turns.
 """
 
-import argparse
-import multiprocessing
-import os
-import resource
-import socket
-import tempfile
+import itertools
+import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from hansa.app.enrol import Authority
-from hansa.runtimes.mesh import Parties, Party, TlsMesh
+import numpy as np
+import psi
+import torch
+from parties import play
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from hansa.core.runtime import Mesh
+from hansa.mpc.session import Session
+from hansa.vertical import AlignedTable, Glm
+from hansa.vertical.split import SplitLearning, pieces
 
 
-def parties(folder: Path, names: tuple[str, ...]) -> Parties:
-    authority = Authority.create(folder / "authority", "benchmark")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-    made = []
-    for name, each in zip(names, sockets, strict=True):
-        authority.issue(name, "party", hosts=["127.0.0.1"]).rename(folder / f"{name}.pem")
-        made.append(Party(name, f"127.0.0.1:{each.getsockname()[1]}"))
-        each.close()
-    return Parties(tuple(made))
+def figure(name: str, value: float, unit: str, against: str) -> None:
+    print(f"{name}: {value:.4g} {unit}  ({against})", flush=True)
 
 
-# -- private set intersection
+def credit(rows: int = 30_000, columns: int = 23, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and labels of the shape of the UCI credit data."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, columns)) @ (np.eye(columns) + 0.1 * rng.normal(size=(columns, columns)))
+    chance = 1 / (1 + np.exp(1 - x @ rng.normal(size=columns) * 0.3))
+    return x, (rng.random(rows) < chance).astype(np.float64)
 
 
-def owner(folder: Path, known: Parties, name: str, low: int, count: int, options: dict[str, Any], told: Any) -> None:
-    """One party of one run; says when it began, how long it took, what it sent and its peak memory."""
-    from hansa.vertical.psi import Keys, intersect
-
-    table = {"id": [f"user-{at:012d}" for at in range(low, low + count)]}
-    with TlsMesh(folder / f"{name}.pem", known) as mesh:
-        for peer in mesh.peers:
-            mesh.send(peer, "ready", [b""])
-        for peer in mesh.peers:
-            mesh.recv(peer, "ready")
-        began, before = time.perf_counter(), sum(mesh.counters.sent_bytes.values())
-        if name == options.get("coordinator"):
-            coordinate(mesh, Keys("id"), accept=lambda said: True, bucket_keys=1 << 24)
-            shared = -1
-        else:
-            found = intersect(
-                mesh, table, Keys("id"), accept=lambda said: True, workers=1, bucket_keys=1 << 24, **options
-            )
-            shared = len(found) if found is not None else -1
-        took = time.perf_counter() - began
-        sent = sum(mesh.counters.sent_bytes.values()) - before
-    told.put((name, took, sent, shared, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-
-
-def together(names: tuple[str, ...], sizes: tuple[int, ...], **options: Any) -> list[tuple[Any, ...]]:
-    """All parties of a run as processes; halves are shared by neighbours."""
-    context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        known = parties(folder, names)
-        running = []
-        for name, size in zip(names, sizes, strict=True):
-            low = 0 if name == names[0] else min(sizes[0], size or 1) // 2
-            running.append(context.Process(target=owner, args=(folder, known, name, low, size, options, told)))
-        for process in running:
-            process.start()
-        ends = [told.get(timeout=1800) for _ in running]
-        for process in running:
-            process.join()
-    return ends
-
-
-def report(what: str, ends: list[tuple[Any, ...]], floor: float, floor_name: str) -> None:
-    took, sent = max(end[1] for end in ends), sum(end[2] for end in ends)
-    memory = sum(end[4] for end in ends)
-    print(f"psi {what}  {took:.2f}  s  (ratio to {floor_name} {took / floor:.1f})", flush=True)
-    print(f"psi {what}, all messages  {sent / 1e6:.1f}  MB")
-    print(f"psi {what}, peak memory of all parties  {memory / 1e6:.0f}  MB", flush=True)
-
-
-def _products(count: int) -> None:
-    from hansa.crypto import curve
-
-    secret = curve.scalar(os.urandom(32))
-    curve.multiply(curve.hash_and_multiply(os.urandom(16 * count), 16, b"benchmark", secret), secret)
-
-
-def products(count: int) -> float:
-    """Seconds for an owner's products alone, two owners at once: from 2¹³ keys each."""
-    sample = min(count, 1 << 13)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
-        pool.map(_products, [8, 8])
-        began = time.perf_counter()
-        pool.map(_products, [sample, sample], chunksize=1)
-        return (time.perf_counter() - began) * count / sample
-
-
-def plain(count: int) -> float:
-    """Seconds for a plain intersection of sets of text."""
-    a, b = ([f"user-{at:012d}" for at in range(low, low + count)] for low in (0, count // 2))
+def fit_glm(mesh: Mesh, protocol: str, settings: dict[str, Any]) -> Any:
+    torch.set_num_threads(1)
+    x, y = credit()
+    table, label = None, None
+    if mesh.me == "bank":
+        table, label = AlignedTable("bank", {**{f"a{at}": x[:, at] for at in range(13)}, "y": y}), "y"
+    elif mesh.me == "shop":
+        table = AlignedTable("shop", {f"b{at}": x[:, at] for at in range(13, 23)})
+    session = Session(mesh, protocol)
     began = time.perf_counter()
-    assert len(set(a) & set(b)) == count - count // 2
-    return time.perf_counter() - began
+    fitted = Glm(**settings).fit(session, table, label)
+    seconds = time.perf_counter() - began
+    return seconds, fitted.predict(session, table), sum(mesh.counters.sent_bytes.values()) / 1e6
 
 
-def psi(large: bool) -> None:
-    two = ("bank", "shop")
-    for power in (16, 20) if large else (16,):
-        n = 1 << power
-        report(f"ecdh 2^{power}", together(two, (n, n), protocol="ecdh"), products(n), "the products alone")
-        report(f"fast 2^{power}", together(two, (n, n), protocol="fast"), plain(n), "a plain intersection")
+def glm() -> None:
+    x, y = credit()
+    joined = LogisticRegression().fit(x, y).decision_function(x)
+    pooled = roc_auc_score(y, joined)
+    cases = (
+        ("three-party, SGD", "aby3", {"epochs": 1}, "target 1.5, SPU 3"),
+        ("three-party, Newton, 5 steps", "aby3", {"solver": "newton", "epochs": 5}, "SGD's target 1.5"),
+        ("two-party, SGD", "two_party", {"epochs": 1}, "target 30, SPU 63"),
+    )
+    for name, protocol, settings, against in cases:
+        names = ["bank", "helper", "shop"] if protocol == "aby3" else ["bank", "shop"]
+        results = play(names, fit_glm, protocol, {"lr": 1.0, **settings})
+        figure(f"logistic regression, {name}", max(result[0] for result in results), "s", against)
+        figure(f"logistic regression, {name}, sent by a party", max(result[2] for result in results), "MB", "")
+        loss = roc_auc_score(y, results[0][1]) - pooled
+        figure(f"logistic regression, {name}, AUC less the plain fit's", loss, "", f"{pooled:.4f}; target within 0.002")
 
+
+NETWORKS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
+    "784-512-512-10, batch 256": ((784, 512, 512, 10), 2, 256, 4096),
+    "23-64-64-2, batch 256": ((23, 64, 64, 2), 2, 256, 10_240),
+}  # sizes, where it is cut, rows a batch, rows
+
+
+def network(sizes: tuple[int, ...]) -> nn.Sequential:
+    torch.manual_seed(0)
+    made = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*made[:-1])
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def learn_split(mesh: Mesh, name: str, micro_batches: int, epochs: int) -> Any:
+    """Seconds of each epoch: cut, and at the label owner those of the whole network, which takes turns with it."""
+    torch.set_num_threads(1)
+    sizes, cut, batch, rows = NETWORKS[name]
+    x, y = torch.randn(rows, sizes[0]), torch.randint(sizes[-1], (rows,))
+    bottom, top = pieces(network(sizes), cut)
+    plan = SplitLearning(bottoms=("shop",), top="bank", batch_size=batch, micro_batches=micro_batches)
+    quiet: dict[str, Any] = {"optimiser": adam, "announce": lambda _: None}
+    if mesh.me == "shop":
+        part = plan.part(mesh, bottom=bottom, **quiet)
+        return [part.fit(x)[0].seconds for _ in range(epochs)]
+    part, whole = plan.part(mesh, top=top, loss=nn.functional.cross_entropy, **quiet), network(sizes)
+    optimiser, found = adam(whole.parameters()), []
+    for _ in range(epochs):
+        apart = part.fit(y=y)[0].seconds
+        began = time.perf_counter()
+        for rows_of in plan.batches(rows, 0):
+            index = torch.from_numpy(rows_of)
+            nn.functional.cross_entropy(whole(x[index]), y[index]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        found.append((apart, time.perf_counter() - began))
+    return found
+
+
+def split() -> None:
+    for name, (_, _, _, rows) in NETWORKS.items():
+        for micro_batches in (1, 4):
+            found = play(["bank", "shop"], learn_split, name, micro_batches, 7)[0][1:]  # the first one warms up
+            ratios = sorted(whole / apart for apart, whole in found)
+            speed = rows / sorted(apart for apart, _ in found)[len(found) // 2]
+            against = f"uncut × {ratios[len(ratios) // 2]:.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}; target 0.70"
+            figure(f"split learning, {name}, {micro_batches} under way", speed, "rows/s", against)
+
+
+SECTIONS: dict[str, Callable[[], None]] = {"psi": psi.two_owners, "glm": glm, "split": split}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=["psi"])
-    parser.add_argument("--large", action="store_true", help="2^20 keys, too")
-    chosen = parser.parse_args()
-    psi(chosen.large)
+    for section in sys.argv[1:] or SECTIONS:
+        SECTIONS[section]()
