@@ -18,7 +18,7 @@ from hansa.core.tensors import EMPTY, Tensors, stack
 from hansa.crypto import masking, shamir
 from hansa.crypto.agreement import KeyPair, seal, unseal
 from hansa.crypto.seats import SimulatedSeat
-from hansa.crypto.secagg.graph import choose_graph, neighbourhoods
+from hansa.crypto.secagg.graph import choose_graph, neighbourhoods, neighbours
 from hansa.stages.clip import Clip
 from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.quantise import Quantise
@@ -392,3 +392,6 @@ def test_the_chooser_gives_the_published_sizes() -> None:
     linked = neighbourhoods(50, 12, b"s" * 32)
     assert all(len(near) == 12 and all(at in linked[other] for other in near) for at, near in enumerate(linked))
     assert neighbourhoods(50, 12, b"t" * 32) != linked
+    for degree in (12, 48, 49, 60):
+        whole = neighbourhoods(50, degree, b"s" * 32)
+        assert [neighbours(at, 50, degree, b"s" * 32) for at in range(50)] == whole

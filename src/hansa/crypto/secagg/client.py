@@ -55,7 +55,7 @@ class Client:
         mine = Advert(self._mask.public, self._channel.public, hashlib.sha256(self._own).digest())
         if roster.digest_of(self._me) != mine.digest:
             raise ProtocolError("the roster has other keys for this client than it advertised.")
-        self._neighbours = roster.graph()[self._me]
+        self._neighbours = roster.neighbours(self._me)
         if sorted(adverts) != self._neighbours:
             raise ProtocolError("the adverts are not those of this client's neighbours.")
         for at in self._neighbours:

@@ -77,13 +77,31 @@ def neighbourhoods(size: int, degree: int, seed: bytes) -> list[list[int]]:
     """
     if degree >= size - 1:
         return [[j for j in range(size) if j != i] for i in range(size)]
-    raw = hashlib.shake_256(b"neighbours" + seed).digest(8 * size)
-    order = [int(each) for each in np.argsort(np.frombuffer(raw, "<u8"), kind="stable")]
+    order = _order(size, seed)
     linked: list[list[int]] = [[] for _ in range(size)]
     for place, client in enumerate(order):
-        near = {order[(place + d) % size] for d in range(-(degree // 2), degree // 2 + 1)}
-        linked[client] = sorted(near - {client})
+        linked[int(client)] = _around(order, place, degree)
     return linked
+
+
+def neighbours(at: int, size: int, degree: int, seed: bytes) -> list[int]:
+    """One client's row of `neighbourhoods`, without the others'."""
+    if degree >= size - 1:
+        return [j for j in range(size) if j != at]
+    order = _order(size, seed)
+    return _around(order, int(np.flatnonzero(order == at)[0]), degree)
+
+
+def _order(size: int, seed: bytes) -> np.ndarray:
+    raw = hashlib.shake_256(b"neighbours" + seed).digest(8 * size)
+    return np.argsort(np.frombuffer(raw, "<u8"), kind="stable")
+
+
+def _around(order: np.ndarray, place: int, degree: int) -> list[int]:
+    places = np.arange(place - degree // 2, place + degree // 2 + 1) % len(order)
+    near: list[int] = order[places].tolist()
+    del near[degree // 2]  # itself
+    return sorted(near)
 
 
 def _tail(population: int, marked: int, drawn: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What both sides know before a conversation, and what they sign."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from hansa.core.errors import ProtocolError, SecretRoundVoid
 from hansa.crypto.agreement import PUBLIC_BYTES, SEAL_BYTES
 from hansa.crypto.masking import KEY_BYTES, pack, packed_bytes, unpack, words
-from hansa.crypto.secagg.graph import neighbourhoods
+from hansa.crypto.secagg.graph import neighbourhoods, neighbours
 from hansa.crypto.shamir import limbs
 
 SECRET_BYTES = 32
@@ -134,7 +135,7 @@ class Roster:
         if len(self.digests) != 32 * len(self.names) or len(set(self.names)) != len(self.names):
             raise ProtocolError("the roster's names and digests do not belong together.")
 
-    @property
+    @functools.cached_property
     def seed(self) -> bytes:
         """What draws the graph: of all keys, which their owners chose."""
         listed = b"\0".join(name.encode() for name in self.names)
@@ -148,6 +149,11 @@ class Roster:
         """Each client's neighbours."""
         everybody = len(self.names)
         return neighbourhoods(everybody, everybody if self.degree is None else self.degree, self.seed)
+
+    def neighbours(self, at: int) -> list[int]:
+        """One client's, without making the others'."""
+        everybody = len(self.names)
+        return neighbours(at, everybody, everybody if self.degree is None else self.degree, self.seed)
 
     def agreed(self, masked: Sequence[int]) -> bytes:
         """What is signed in leg 3: the roster, and who masked."""
