@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import types
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hansa.core.checkpoint import dump, open_bytes
 from hansa.core.errors import ConfigError, HansaError, Refused, TrainingFailed
 from hansa.core.tensors import Tensors
 from hansa.mpc import Session, connect
-from hansa.mpc.place import VARIABLE
+from hansa.mpc.place import VARIABLE, Place
 from hansa.mpc.session import code_of
 from hansa.runtimes.mesh import LocalMesh, Parties, Party
 from hansa.runtimes.mesh.local import together as run_together
@@ -132,6 +133,7 @@ def test_a_script_that_raises_says_its_line(script: Path) -> None:
         (["local", "absent.py"], "there is no script 'absent.py'"),
         (["local", "--names", "a,b", "SCRIPT"], "'aby3' is computed by 3 parties, and 2 of the file's parties compute"),
         (["local", "--protocol", "spdz", "SCRIPT"], "protocol='spdz': choose one of"),
+        (["local", "--protocol", "plain", "--security", "malicious", "SCRIPT"], "security='malicious' is aby3's"),
         (["local", "--picture", "flow.txt", "SCRIPT"], "end its name with .png"),
         (["estimate", "SCRIPT", "--latency", "40", "--bandwidth", "1Gbps"], "latency='40'"),
         (["local", "--names", "a,b,c", "--parties", "p.toml", "SCRIPT"], "give one of them"),
@@ -212,6 +214,20 @@ def test_a_different_script_is_refused_on_every_side(league: Path, script: Path)
     assert all(isinstance(each, HansaError) for each in results), results
     assert isinstance(results[2], Refused) and "another program" in str(results[2])
     assert any("'shop'" in str(each) for each in results[:2])
+
+
+def test_other_arguments_are_another_program(league: Path, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "hansa.mpc.session.TlsMesh", lambda *given, **_: seen.append(given[2]) or LocalMesh.of(["a"])[0]
+    )
+    monkeypatch.setattr("hansa.mpc.session.Session", lambda *_, **__: None)
+    for arguments in (["--lr", "0.1"], ["--lr", "0.2"], ["--lr", "0.1"]):
+        place = Place(script=str(script), arguments=arguments, parties=str(league / "parties.toml"),
+                      identity=str(league / "bank.pem"))  # fmt: skip
+        monkeypatch.setenv(VARIABLE, json.dumps(asdict(place)))
+        connect()
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_a_different_module_beside_the_script_is_another_program(

@@ -128,6 +128,25 @@ def test_labels_of_one_kind_and_no_prediction_give_zero() -> None:
     assert area == 0 and distance == 0 and precision == 0
 
 
+@pytest.mark.parametrize(("protocol", "owners"), [("two_party", 2), ("aby3", 2), ("aby3", 3), ("pond", 3)])
+def test_what_several_owners_have_together(protocol: str, owners: int) -> None:
+    """Sum, product, comparison, maximum, variance and median over the rows of two and of three owners."""
+    parts = [torch.from_numpy(part.copy()) for part in np.array_split(TABLE[:21, :1], owners)]
+    size = min(map(len, parts))
+
+    def program(session: Session) -> Any:
+        given = [session.share(part, name) for part, name in zip(parts, session.names, strict=False)]
+        x, (a, b) = torch.cat(given), (each[:size] for each in given[:2])
+        return session.reveal([a + b, a * b, a > b, x.max(), x.var(0), median(x)])
+
+    total, product, greater, largest, variance, middle = local(program, protocol)[0]
+    whole, (a, b) = torch.cat(parts), (part[:size] for part in parts[:2])
+    assert torch.allclose(total, a + b, atol=1e-4) and torch.allclose(product, a * b, rtol=1e-5, atol=1e-2)
+    assert torch.equal(greater, a > b) and torch.allclose(largest, whole.max(), atol=1e-4)
+    assert torch.allclose(variance, whole.var(0), rtol=1e-4)
+    assert torch.allclose(middle, torch.from_numpy(np.median(whole.numpy(), axis=0)), atol=1e-4)
+
+
 def test_scores_and_labels_that_do_not_match_are_refused() -> None:
     with pytest.raises(ConfigError, match="60 labels for 61 scores"):
         opened(auc, SCORES, LABELS[1:], protocol="plain")

@@ -775,6 +775,9 @@ Truncation = Annotated[
 Sigmoid = Annotated[
     str, typer.Option("--sigmoid", metavar="spline|three", help="Three: cheap, and wrong by up to 0.12.")
 ]
+Security = Annotated[
+    str, typer.Option("--security", metavar="semi-honest|malicious", help="Malicious: aby3's arithmetic, checked.")
+]
 PartyNames = Annotated[
     str, typer.Option("--names", metavar="A,B,C", help="What the parties are called; party-0, party-1, … if not.")
 ]
@@ -792,6 +795,7 @@ def mpc_local(
     protocol: ProtocolName = "aby3",
     truncation: Truncation = "exact",
     sigmoid: Sigmoid = "spline",
+    security: Security = "semi-honest",
     reports: Annotated[
         Path | None, typer.Option("--reports", metavar="DIR", help="Write each party's report here as NAME.json.")
     ] = None,
@@ -805,7 +809,7 @@ def mpc_local(
     """
     from hansa.app.mpc_commands import Choices, local
 
-    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid)
+    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security)
     local(script, arguments or [], [name for name in names.split(",") if name], parties, choices, reports, picture)
 
 
@@ -821,6 +825,7 @@ def mpc_party(
     protocol: ProtocolName = "aby3",
     truncation: Truncation = "exact",
     sigmoid: Sigmoid = "spline",
+    security: Security = "semi-honest",
     wait: Wait = 60.0,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.JSON", help="Write what was computed and sent here.")
@@ -832,7 +837,7 @@ def mpc_party(
     """
     from hansa.app.mpc_commands import Choices, party
 
-    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, wait_s=wait)
+    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, wait_s=wait)
     party(script, arguments or [], me, parties, identity, choices, report)
 
 
@@ -846,6 +851,7 @@ def mpc_estimate(
     protocol: ProtocolName = "aby3",
     truncation: Truncation = "exact",
     sigmoid: Sigmoid = "spline",
+    security: Security = "semi-honest",
 ) -> None:
     """Say how long a program would take on a network: all parties run here, and their messages are counted.
 
@@ -853,7 +859,7 @@ def mpc_estimate(
     """
     from hansa.app.mpc_commands import Choices, estimate
 
-    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid)
+    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security)
     estimate(script, arguments or [], [name for name in names.split(",") if name], choices, latency, bandwidth)
 
 

@@ -39,23 +39,25 @@ class Choices:
       protocol: see `hansa.mpc.Session`.
       truncation: the same.
       sigmoid: the same.
+      security: the same.
       wait_s: for the other parties to come.
     """
 
     protocol: str = "aby3"
     truncation: str = "exact"
     sigmoid: str = "spline"
+    security: str = "semi-honest"
     wait_s: float = 60.0
 
     @property
     def options(self) -> dict[str, Any]:
         """Of the session."""
-        return {"truncation": self.truncation, "sigmoid": self.sigmoid}
+        return {"truncation": self.truncation, "sigmoid": self.sigmoid, "security": self.security}
 
     def words(self) -> list[str]:
         """The same for another call of the command."""
-        given = {"protocol": self.protocol, "truncation": self.truncation, "sigmoid": self.sigmoid}
-        return [word for name, value in given.items() for word in (f"--{name}", value)] + ["--wait", f"{self.wait_s:g}"]
+        given = {"protocol": self.protocol, **self.options, "wait": f"{self.wait_s:g}"}
+        return [word for name, value in given.items() for word in (f"--{name}", value)]
 
 
 # -- one party
@@ -76,20 +78,21 @@ def party(
     if name not in known.names:
         raise ConfigError(f"'{name}' is not among the parties of {parties} ({', '.join(known.names)}).")
     computing_parties(known, choices.protocol)
-    _run(script, arguments, Place(
-        script=str(script), parties=str(parties), identity=str(file), protocol=choices.protocol,
+    _run(Place(
+        script=str(script), arguments=arguments, parties=str(parties), identity=str(file), protocol=choices.protocol,
         options=choices.options, wait_s=choices.wait_s, report=None if report is None else str(report),
     ))  # fmt: skip
 
 
-def _run(script: Path, arguments: Sequence[str], place: Place) -> None:
+def _run(place: Place) -> None:
     """Runs an ordinary script as Python itself would, and explains what it raises."""
+    script = Path(place.script)
     _check(script)
     place.tell()
-    sys.argv = [str(script), *arguments]
+    sys.argv = [place.script, *place.arguments]
     sys.path.insert(0, str(script.absolute().parent))
     with explained(script.absolute()):
-        runpy.run_path(str(script), run_name="__main__")
+        runpy.run_path(place.script, run_name="__main__")
 
 
 def _check(script: Path) -> None:
@@ -163,9 +166,9 @@ def _all(
     known = _here(names, parties, choices.protocol)
     files = [folder / f"{name}.json" for name in known.names]
     if len(known.names) == 1:  # nobody to speak with: it runs in this process
-        _run(script, arguments, Place(
-            script=str(script), me=known.names[0], protocol=choices.protocol, options=choices.options,
-            report=str(files[0]),
+        _run(Place(
+            script=str(script), arguments=arguments, me=known.names[0], protocol=choices.protocol,
+            options=choices.options, report=str(files[0]),
         ))  # fmt: skip
     else:
         _processes(script, arguments, known, choices, folder, environment)

@@ -6,7 +6,7 @@ and holds no secret.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ class Place:
 
     Args:
       script: the file whose content all parties must share.
+      arguments: of the script, which all parties must share, too.
       me: this party's name where it is alone; else it is that of its identity.
       parties: the file of parties; None: one party alone.
       identity: this party's identity file.
@@ -31,6 +32,7 @@ class Place:
     """
 
     script: str
+    arguments: Sequence[str] = ()
     me: str = "party-0"
     parties: str | None = None
     identity: str | None = None

@@ -53,8 +53,8 @@ class Session:
 
     Args:
       mesh: links to the other parties.
-      protocol: `aby3` (three parties), `pond` (two servers and a dealer, the last by name) or `plain` (one, for
-        writing programs).
+      protocol: `aby3` (three parties), `pond` (two servers and a dealer, the last by name), `two_party` (no helper) or
+        `plain` (one, for writing programs).
       fraction_bits: of all real numbers: their error is 2^−(bits + 1), their largest magnitude 2^(62 − bits).
       sigmoid: `spline` (error below 2e-3) or `three` (0, x + 1/2, 1).
       truncation: `exact`, or `fast` with its stated probability of a wild value.
@@ -216,6 +216,10 @@ class Session:
           url: as in `save_shares`.
           columns: of a single tensor's last dimension.
         """
+        if not self.meter.protocol.holdings:
+            raise ConfigError(
+                f"'{self.meter.protocol.name}' stores no shares: reveal the result, or use a semi-honest session."
+            )
         tensors = dict(secret) if isinstance(secret, Mapping) else {"table": secret}
         entries, parts = {}, {}
         at = self.names.index(self.me)
@@ -332,7 +336,8 @@ class Session:
 
 def connect(
     parties: str | os.PathLike[str] | Parties | None = None, *, identity: str | os.PathLike[str] | None = None,
-    protocol: str | None = None, program: str | os.PathLike[str] | None = None, wait_s: float = 60.0, **options: Any,
+    protocol: str | None = None, program: str | os.PathLike[str] | None = None, wait_s: float = 60.0,
+    stall_s: float = 600.0, **options: Any,
 ) -> Session:  # fmt: skip
     """A session with the parties of a file, over mutual TLS; without arguments, as `hansa mpc` decided.
 
@@ -343,6 +348,7 @@ def connect(
       program: the file whose content all parties must share, as that of the modules beside it that are imported
         before; the calling script if None.
       wait_s: for the others to come.
+      stall_s: that a party which is there may be silent while it is waited for.
       options: of `Session`.
 
     Raises:
@@ -351,11 +357,11 @@ def connect(
       Unreachable: a party did not come.
       IdentityError: a certificate is not that of the party.
     """
-    report = None
+    report, arguments = None, list[str]()
     if parties is None:
         place = Place.current()
         protocol, program, wait_s = protocol or place.protocol, place.script, place.wait_s
-        options, report = {**place.options, **options}, place.report
+        options, report, arguments = {**place.options, **options}, place.report, list(place.arguments)
         if place.parties is None or place.identity is None:
             return Session(LocalMesh.of([place.me])[0], protocol, report=report, **options)
         parties, identity = place.parties, place.identity
@@ -364,7 +370,7 @@ def connect(
     known, protocol = parties if isinstance(parties, Parties) else Parties.read(parties), protocol or "aby3"
     computing = computing_parties(known, protocol)
     file = Path(program) if program is not None else Path(sys.argv[0])
-    settings = json.dumps([protocol, sorted(options.items()), known.digest().hex()]).encode()
+    settings = json.dumps([protocol, sorted(options.items()), known.digest().hex(), arguments]).encode()
     digest = hashlib.sha256(code_of(file) + settings).digest()
     me = Identity.load(str(identity)).name
     if me in known.names and me not in computing.names:
@@ -372,7 +378,9 @@ def connect(
             f"'{me}' does not compute, by the file of parties: it gives data with `hansa mpc share` and takes results "
             "with `hansa mpc reveal`."
         )
-    return Session(TlsMesh(str(identity), computing, digest, wait_s=wait_s), protocol, report=report, **options)
+    return Session(
+        TlsMesh(str(identity), computing, digest, wait_s=wait_s, stall_s=stall_s), protocol, report=report, **options
+    )
 
 
 def code_of(program: Path) -> bytes:
