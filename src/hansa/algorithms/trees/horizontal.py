@@ -190,8 +190,8 @@ class TreeHistograms(Algorithm):
     """The trees of the pooled data, by sums of histograms. It needs `HistogramModel`, `UniformMean()`, and a round for
     each level of each tree: `Job(rounds=trees · depth)`.
 
-    Sums may be hidden (`Clip`, `Quantise`, `SecureSum`) or noised (`Gaussian`): a clip bounds all of a client's
-    histogram, so take a norm of about the root of rows × columns, or less and accept the bias.
+    Sums may be hidden (`Clip`, `Quantise`, `SecureSum`) or noised (`Gaussian`). A clip bounds a client's whole
+    histogram: its norm is at most 1.04 · rows · √columns with the logistic loss, far less where rows spread over bins.
 
     Args:
       boosting: as in the model.

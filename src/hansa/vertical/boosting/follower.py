@@ -62,12 +62,10 @@ class Follower:
     def _begin(self, facts: dict[str, Any], buffers: list[Buffer]) -> None:
         """A tree: its gradients come in, and the candidates get a new order, which only this party knows."""
         count = whole_numbers([facts.get("count")], len(self._table) + 1, self._leader)[0]
-        rows = np.frombuffer(buffers[0], "<i8") if buffers else np.empty(0, np.int64)
-        if (
-            len(rows) != count
-            or (np.diff(rows) <= 0).any()
-            or (count and not 0 <= rows[0] <= rows[-1] < len(self._table))
-        ):
+        raw = bytes(buffers[0]) if buffers else b""
+        rows = np.frombuffer(raw[: len(raw) // 8 * 8], "<i8")
+        inside = not len(rows) or 0 <= rows[0] <= rows[-1] < len(self._table)
+        if len(raw) != 8 * count or (np.diff(rows) <= 0).any() or not inside:
             raise ProtocolError(f"'{self._leader}' sent no ascending rows of the table.")
         self._ciphertexts = []
         while len(self._ciphertexts) < count:
@@ -82,17 +80,16 @@ class Follower:
         self._texts = [_shuffled(self._table.bins[place].count) for place in self._table.texts]
 
     def _sums(self, facts: dict[str, Any], buffers: list[Buffer]) -> None:
-        nodes = facts.get("nodes")
-        if not isinstance(nodes, list) or not all(node in self._members for node in nodes):
-            raise ProtocolError(f"'{self._leader}' asks for nodes that this tree does not have.")
+        nodes = self._nodes(facts)
         shape = {"cuts": len(self._cuts), "texts": [len(order) for order in self._texts]}
         for node in nodes:
             say(self._mesh, self._leader, "sums", shape, self._packed(self._candidates(node)))
 
     def _take(self, facts: dict[str, Any], buffers: list[Buffer]) -> None:
         answers = []
-        for name, given in dict(facts.get("nodes", {})).items():
-            node, rows = self._node(name)
+        chosen = facts.get("nodes")
+        for name, given in (chosen if isinstance(chosen, dict) else {"": None}).items():
+            node, rows = self._unsplit(int(name) if name.isdecimal() else -1)
             split = self._table.split(first_of(self._choices(given)), rows)
             self._splits[node] = split
             left = split.goes_left(self._table.columns[split.column][rows])
@@ -101,8 +98,11 @@ class Follower:
         say(self._mesh, self._leader, "left", {}, *answers)
 
     def _follow(self, facts: dict[str, Any], buffers: list[Buffer]) -> None:
-        for name, raw in zip(facts.get("nodes", []), buffers, strict=False):
-            node, rows = self._node(name)
+        nodes = self._nodes(facts)
+        if len(nodes) != len(buffers):
+            raise ProtocolError(f"'{self._leader}' sent the sides of {len(buffers)} nodes, and named {len(nodes)}.")
+        for name, raw in zip(nodes, buffers, strict=True):
+            node, rows = self._unsplit(name)
             self._part_rows(node, flags(raw, len(rows), self._leader))
 
     def _end(self, facts: dict[str, Any], buffers: list[Buffer]) -> None:
@@ -163,8 +163,15 @@ class Follower:
             raise ProtocolError(f"'{self._leader}' chose no candidate.")
         return choices
 
-    def _node(self, name: Any) -> tuple[int, NDArray[np.int64]]:
-        node = int(name) if isinstance(name, int) or str(name).isdigit() else -1
+    def _nodes(self, facts: dict[str, Any]) -> list[int]:
+        """The nodes that a message names, all of this tree."""
+        nodes = whole_numbers(facts.get("nodes"), max(self._members, default=0) + 1, self._leader)
+        if not self._members.keys() >= set(nodes):
+            raise ProtocolError(f"'{self._leader}' asks for nodes that this tree does not have.")
+        return nodes
+
+    def _unsplit(self, node: int) -> tuple[int, NDArray[np.int64]]:
+        """A node and its rows."""
         if node not in self._members or 2 * node + 1 in self._members:
             raise ProtocolError(f"'{self._leader}' splits a node that this tree does not have, or a second time.")
         return node, self._members[node]
