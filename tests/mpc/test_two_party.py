@@ -9,7 +9,7 @@ from tests.mpc.test_protocols import ring
 from torch import nn
 
 import hansa.mpc
-from hansa.core.errors import SecretError
+from hansa.core.errors import ProtocolError, SecretError
 from hansa.mpc.protocol import Bilinear
 from hansa.mpc.ring import conv2d, matmul
 from hansa.mpc.session import Session
@@ -66,6 +66,34 @@ def test_products_larger_than_a_step_are_computed_in_several(monkeypatch: pytest
 def test_an_unknown_kind_of_product_is_named() -> None:
     with pytest.raises(SecretError, match="two_party knows no product 'outer'"):
         computed(ring(1, 3), ring(2, 3), lambda u, v: torch.outer(u, v))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0), (65,)])
+def test_operations_take_scalars_and_nothing_at_all(shape: tuple[int, ...]) -> None:
+    x = ring(1, *shape, bits=60)
+
+    def party(mesh: LocalMesh) -> Any:
+        protocol = TwoParty(mesh)
+        a = protocol.input(x if mesh.me == "a" else None, x.shape, "a")
+        negative = protocol.negative(a)
+        results = protocol.bits(a), protocol.to_arithmetic(negative), protocol.both(negative, negative)
+        return [protocol.open(each) for each in (*results, protocol.truncate(a, 3))]
+
+    for bits, number, bit, cut in together(LocalMesh.of(("a", "b")), party):
+        assert torch.equal(bits, x)
+        assert torch.equal(number, (x < 0).long())
+        assert torch.equal(bit, (x < 0).to(torch.int8))
+        assert torch.all((cut - (x >> 3)).abs() <= 1)
+
+
+def test_programs_that_differ_end_in_one_error() -> None:
+    def party(mesh: LocalMesh) -> None:
+        protocol = TwoParty(mesh)
+        value = torch.ones(5 if mesh.me == "a" else 6, dtype=torch.int64)
+        protocol.open(protocol.input(value, value.shape, mesh.me))
+
+    with pytest.raises(ProtocolError, match="sent .* bytes as 'open' of .*: the programs differ"):
+        together(LocalMesh.of(("a", "b")), party)
 
 
 def test_a_party_that_gives_input_sends_nothing() -> None:

@@ -55,6 +55,8 @@ _SWAPS = tuple(
 def base_send(mesh: Mesh, peer: str, count: int, entropy: Entropy = secrets.token_bytes) -> list[tuple[bytes, bytes]]:
     """Pairs of random keys, of each of which the peer, who calls `base_receive`, knows one.
 
+    Secrets meet points in libsecp256k1's constant-time operations alone.
+
     Args:
       mesh: a link to the peer; two messages.
       peer: its name.

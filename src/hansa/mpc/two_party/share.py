@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hansa.core.errors import ConfigError
+from hansa.core.errors import ConfigError, ProtocolError
 from hansa.core.runtime import Mesh
 from hansa.crypto.oblivious_transfer import OtReceiver, OtSender
 from hansa.mpc.protocol import Protocol, Ring, Share
@@ -52,7 +52,11 @@ class Sharing(Protocol):
     def _recv(self, tag: str, like: np.ndarray) -> np.ndarray:
         """An array of this one's shape and dtype."""
         (raw,) = self.mesh.recv(self.other, tag)
-        return np.frombuffer(raw, like.dtype).reshape(like.shape) if len(raw) else np.empty_like(like)
+        if len(raw) != like.nbytes:
+            raise ProtocolError(
+                f"'{self.other}' sent {len(raw)} bytes as '{tag}' of {like.shape}: the programs differ."
+            )
+        return np.frombuffer(raw, like.dtype).reshape(like.shape)
 
     # -- in and out
 
