@@ -142,7 +142,9 @@ class Fixed:
         home = max(self.home, _home(other, self.engine))
         if given is not None:
             left, bits = self._at(max(self.bits, home))
-            right = protocol.constant(encode(torch.as_tensor(given), bits, "a constant"))
+            number = None if isinstance(other, torch.Tensor | Fixed) else round(other * (1 << bits))
+            small = number is not None and abs(number) < 1 << 62
+            right = protocol.constant(torch.tensor(number) if small else encode(given, bits, "a constant"))
             if left._summands:
                 right = protocol.summands(right)
             assert left._share is not None

@@ -74,9 +74,10 @@ class MaliciousAby3(Sharing):
       SecretError: an operation that is not arithmetic.
     """
 
-    name: ClassVar[str] = "aby3"
+    name: ClassVar[str] = "aby3-malicious"
     parties: ClassVar[int] = 3
     corruption: ClassVar[str] = "any one of the three parties, whatever it does; arithmetic alone"
+    holdings = ()  # nothing in files: the codes are of this session's α
 
     def __init__(self, mesh: Mesh, computing: Sequence[str] | None = None) -> None:
         super().__init__(mesh, computing)

@@ -35,10 +35,12 @@ def secret(value: Fixed, dtype: torch.dtype = torch.float32) -> SecretTensor:
 
 def floating(*things: Any) -> torch.dtype:
     """The dtype of an arithmetic result."""
-    result = torch.result_type if len(things) == 2 else None
-    if result is not None:
+    dtypes = {thing.dtype for thing in things if isinstance(thing, torch.Tensor)}
+    dtype: torch.dtype = next(iter(dtypes))
+    if len(dtypes) == 1 and dtype.is_floating_point:
+        return dtype  # numbers beside it change nothing
+    if len(things) == 2:
         return torch.result_type(*(_like(thing) for thing in things))
-    dtype = things[0].dtype
     return dtype if dtype.is_floating_point else torch.float32
 
 
