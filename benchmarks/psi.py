@@ -10,84 +10,59 @@ import argparse
 import multiprocessing
 import os
 import resource
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hansa.app.enrol import Authority
-from hansa.runtimes.mesh import Parties, Party, TlsMesh
+from parties import play
+
+from hansa.core.runtime import Mesh
+from hansa.vertical.psi import Keys, coordinate, intersect
+
+End = tuple[float, float, int, int, int]
+"""Seconds by the clock and of the CPU, bytes sent, shared keys or −1, peak memory."""
 
 
-def parties(folder: Path, names: tuple[str, ...]) -> Parties:
-    authority = Authority.create(folder / "authority", "benchmark")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-    made = []
-    for name, each in zip(names, sockets, strict=True):
-        authority.issue(name, "party", hosts=["127.0.0.1"]).rename(folder / f"{name}.pem")
-        made.append(Party(name, f"127.0.0.1:{each.getsockname()[1]}"))
-        each.close()
-    return Parties(tuple(made))
-
-
-# -- private set intersection
-
-
-def party(folder: Path, known: Parties, name: str, low: int, count: int, options: dict[str, Any], told: Any) -> None:
-    """One party of one run: how long it took, by the clock and in CPU seconds, what it sent, and its peak memory."""
-    from hansa.vertical.psi import Keys, coordinate, intersect
+def act(mesh: Mesh, ranges: dict[str, tuple[int, int]], options: dict[str, Any]) -> End:
+    """One party of one run."""
 
     def table() -> Iterator[dict[str, list[str]]]:
-        for at in range(low, low + count, 1 << 16):
-            yield {"id": [f"user-{each:012d}" for each in range(at, min(at + (1 << 16), low + count))]}
+        for at in range(low, high, 1 << 16):
+            yield {"id": [f"user-{each:012d}" for each in range(at, min(at + (1 << 16), high))]}
 
-    with TlsMesh(folder / f"{name}.pem", known) as mesh:
-        for peer in mesh.peers:
-            mesh.send(peer, "ready", [b""])
-        for peer in mesh.peers:
-            mesh.recv(peer, "ready")
-        began, cpu, before = time.perf_counter(), time.process_time(), sum(mesh.counters.sent_bytes.values())
-        shared = -1
-        if name == options.get("coordinator"):
-            coordinate(mesh, Keys("id"), accept=lambda said: True, bucket_keys=options["bucket_keys"])
+    low, high = ranges[mesh.me]
+    for peer in mesh.peers:
+        mesh.send(peer, "ready", [b""])
+    for peer in mesh.peers:
+        mesh.recv(peer, "ready")
+    began, cpu, before = time.perf_counter(), time.process_time(), sum(mesh.counters.sent_bytes.values())
+    shared, ask = -1, {"accept": lambda said: True}
+    with tempfile.TemporaryDirectory() as folder:
+        if mesh.me == options.get("coordinator"):
+            coordinate(mesh, Keys("id"), bucket_keys=options["bucket_keys"], **ask)
         else:
-            found = intersect(
-                mesh, table, Keys("id"), accept=lambda said: True, workers=1, folder=folder / f"{name}-run", **options
-            )
+            found = intersect(mesh, table, Keys("id"), workers=1, folder=Path(folder) / "run", **ask, **options)
             shared = -1 if found is None else len(found)
-        took, used = time.perf_counter() - began, time.process_time() - cpu
-        sent = sum(mesh.counters.sent_bytes.values()) - before
-    told.put((name, took, used, sent, shared, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    sent, memory = sum(mesh.counters.sent_bytes.values()) - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return time.perf_counter() - began, time.process_time() - cpu, sent, shared, memory * 1024
 
 
-def together(names: tuple[str, ...], sizes: tuple[int, ...], **options: Any) -> list[tuple[Any, ...]]:
-    """All parties of a run as processes; the first two owners share half of the smaller set."""
+def run(count: int, **options: Any) -> list[End]:
+    """Two owners of so many keys, which share half of them, and a coordinator if the options name one."""
     options = {"bucket_keys": 1 << 24, **options}
-    context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        known = parties(folder, names)
-        lows = (0, sizes[0] - min(sizes[:2]) // 2, *(0 for _ in names[2:]))
-        running = [
-            context.Process(target=party, args=(folder, known, name, low, size, options, told))
-            for name, low, size in zip(names, lows, sizes, strict=True)
-        ]
-        for process in running:
-            process.start()
-        ends = [told.get(timeout=1800) for _ in running]
-        for process in running:
-            process.join()
-    found = {end[4] for end in ends} - {-1}
-    assert found == {min(sizes[:2]) // 2}, found
+    ranges = {"bank": (0, count), "shop": (count // 2, count // 2 + count)}
+    if helper := options.get("coordinator"):
+        ranges[helper] = (0, 0)
+    ends: list[End] = play(list(ranges), act, ranges, options)
+    assert {end[3] for end in ends} - {-1} == {count - count // 2}, ends
     return ends
 
 
-def report(what: str, ends: list[tuple[Any, ...]], floor: float, floor_name: str) -> None:
-    took, sent = max(end[1] for end in ends), sum(end[3] for end in ends)
-    busiest, memory = max(end[2] for end in ends), sum(end[5] for end in ends)
+def report(what: str, ends: list[End], floor: float, floor_name: str) -> None:
+    took, sent = max(end[0] for end in ends), sum(end[2] for end in ends)
+    busiest, memory = max(end[1] for end in ends), sum(end[4] for end in ends)
     print(f"psi {what}  {took:.2f}  s")
     print(f"psi {what}, the busiest party's CPU  {busiest:.2f}  s  (ratio to {floor_name} {busiest / floor:.1f})")
     print(f"psi {what}, all messages  {sent / 1e6:.1f}  MB")
@@ -120,19 +95,16 @@ def plain(count: int) -> float:
 
 
 def two_owners(power: int = 16) -> None:
-    two, n = ("bank", "shop"), 1 << power
-    report(f"ecdh 2^{power}", together(two, (n, n), protocol="ecdh"), products(n), "the products alone")
-    report(f"fast 2^{power}", together(two, (n, n), protocol="fast"), plain(n), "a plain intersection")
+    n = 1 << power
+    report(f"ecdh 2^{power}", run(n, protocol="ecdh"), products(n), "the products alone")
+    report(f"fast 2^{power}", run(n, protocol="fast"), plain(n), "a plain intersection")
 
 
-def coordinated(coordinator: str, rows: int) -> None:
-    """With a coordinator, in buckets: memory does not grow with the rows."""
+def coordinated(rows: int) -> None:
+    """In buckets: memory does not grow with the rows."""
     for count in (rows // 4, rows):
-        ends = together(
-            ("bank", "shop", coordinator), (count, count, 0), protocol="coordinator", coordinator=coordinator,
-            bucket_keys=1 << 18,
-        )  # fmt: skip
-        report(f"coordinator {count:.3g} rows", ends, plain(count), "a plain intersection")
+        ends = run(count, protocol="coordinator", coordinator="registry", bucket_keys=1 << 18)
+        report(f"coordinator, {count:,} rows", ends, plain(count), "a plain intersection")
 
 
 if __name__ == "__main__":
@@ -141,4 +113,4 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=1_000_000, help="of each owner, with a coordinator")
     chosen = parser.parse_args()
     two_owners(chosen.power)
-    coordinated("coordinator", chosen.rows)
+    coordinated(chosen.rows)

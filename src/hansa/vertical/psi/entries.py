@@ -37,7 +37,7 @@ class Entries:
       sizes: distinct keys of each bin.
       fingerprint: SHA-256 over what each bin holds: another table has another.
       folder: where the bins are, if not in memory.
-      records: else all bins, of shape (rows, 24), by the first byte.
+      records: else all bins, one after another, of shape (distinct keys, 24).
     """
 
     keys: Keys
@@ -73,9 +73,18 @@ class Entries:
                 ends = np.cumsum(np.bincount(digests[:, 0], minlength=BINS))
                 for file, part in zip(files, np.split(records[order], ends[:-1]), strict=True):
                     file.write(part.tobytes())
-        records = np.concatenate([*whole, np.empty((0, _RECORD), np.uint8)])
-        found = cls(keys, rows, (), b"", folder, records[np.argsort(records[:, 0], kind="stable")])
-        return found._counted()
+        if folder is None:
+            records = _distinct(keys, np.concatenate([*whole, np.empty((0, _RECORD), np.uint8)]))
+            records = records[np.argsort(records[:, 0], kind="stable")]
+            sizes = np.bincount(records[:, 0], minlength=BINS).tolist()
+            return cls(keys, rows, tuple(sizes), hashlib.sha256(records.tobytes()).digest(), None, records)
+        digest, sizes = hashlib.sha256(), []
+        for at in range(BINS):
+            records = _distinct(keys, _read(folder, at))
+            records.tofile(_bin(folder, at))
+            digest.update(records.tobytes())
+            sizes.append(len(records))
+        return cls(keys, rows, tuple(sizes), digest.digest(), folder)
 
     def __len__(self) -> int:
         """Distinct keys."""
@@ -84,28 +93,11 @@ class Entries:
     def bucket(self, number: int, buckets: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The digests and rows of one bucket of a power of two of them; no digest twice."""
         each = BINS // buckets
-        parts = [self._distinct(at) for at in range(number * each, (number + 1) * each)]
-        return np.concatenate([digests for digests, _ in parts]), np.concatenate([rows for _, rows in parts])
-
-    def _distinct(self, at: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        low, high = number * each, (number + 1) * each
         if self.folder is None:
             assert self.records is not None
-            low, high = np.searchsorted(self.records[:, 0], [at, at + 1])
-            records = self.records[low:high]
-        else:
-            records = np.fromfile(_bin(self.folder, at), np.uint8).reshape(-1, _RECORD)
-        digests = np.ascontiguousarray(records[:, :DIGEST_BYTES])
-        rows = np.ascontiguousarray(records[:, DIGEST_BYTES:]).view("<i8")[:, 0]
-        keep = self.keys.distinct(digests, rows)
-        return digests[keep], rows[keep]
-
-    def _counted(self) -> "Entries":
-        digest, sizes = hashlib.sha256(), []
-        for at in range(BINS):
-            digests, rows = self._distinct(at)
-            digest.update(digests.tobytes() + rows.tobytes())
-            sizes.append(len(digests))
-        return Entries(self.keys, self.rows, tuple(sizes), digest.digest(), self.folder, self.records)
+            return _parts(self.records[sum(self.sizes[:low]) : sum(self.sizes[:high])])
+        return _parts(np.concatenate([_read(self.folder, at) for at in range(low, high)]))
 
 
 def bucket_count(largest: int, bucket_keys: int) -> int:
@@ -130,6 +122,20 @@ def filled(digests: NDArray[np.uint8], size: int, entropy: Entropy) -> NDArray[n
     missing = size - len(digests)
     dummies = np.frombuffer(entropy(DIGEST_BYTES * missing), np.uint8).reshape(-1, DIGEST_BYTES)
     return np.concatenate([digests, dummies])
+
+
+def _distinct(keys: Keys, records: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return records[keys.distinct(*_parts(records))]
+
+
+def _parts(records: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Digests and rows."""
+    digests, rows = records[:, :DIGEST_BYTES], records[:, DIGEST_BYTES:]
+    return np.ascontiguousarray(digests), np.ascontiguousarray(rows).view("<i8")[:, 0]
+
+
+def _read(folder: Path, at: int) -> NDArray[np.uint8]:
+    return np.fromfile(_bin(folder, at), np.uint8).reshape(-1, _RECORD)
 
 
 def _bin(folder: Path, at: int) -> Path:

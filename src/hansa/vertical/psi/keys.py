@@ -23,24 +23,12 @@ DIGEST_BYTES = 16
 _NAMED = 5  # how many row numbers an error shows
 
 
-def _nfkc(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFKC", text)
-
-
-def _digits(text: str) -> str:
-    return "".join(each for each in text if each.isdecimal())
-
-
-def _alnum(text: str) -> str:
-    return "".join(each for each in text if each.isalnum())
-
-
-STEPS: Mapping[str, Callable[[str], str]] = {
-    "strip": str.strip,
-    "casefold": str.casefold,
-    "nfkc": _nfkc,
-    "digits": _digits,
-    "alnum": _alnum,
+STEPS: Mapping[str, Callable[[list[str]], list[str]]] = {
+    "strip": lambda texts: [text.strip() for text in texts],
+    "casefold": lambda texts: [text.casefold() for text in texts],
+    "nfkc": lambda texts: [text if text.isascii() else unicodedata.normalize("NFKC", text) for text in texts],
+    "digits": lambda texts: ["".join(each for each in text if each.isdecimal()) for text in texts],
+    "alnum": lambda texts: ["".join(each for each in text if each.isalnum()) for text in texts],
 }
 
 
@@ -79,8 +67,7 @@ class Keys:
         """The texts, normalised."""
         made = list(texts)
         for name in self.normalise:
-            step = STEPS[name]
-            made = [step(text) for text in made]
+            made = STEPS[name](made)
         return made
 
     def digests(self, table: Mapping[str, Any], salt: bytes, first: int = 0) -> NDArray[np.uint8]:
