@@ -195,8 +195,12 @@ def test_a_state_of_another_training_is_refused(tmp_path: Path) -> None:
     settings = EncryptedBoosting(labels_at="bank", **SMALL | {"trees": 1})
     train(two, labels > 0, settings, state=tmp_path / "a")
     train(two, labels > 0, settings, state=tmp_path / "b")
-    with pytest.raises(StateMismatch, match="other settings or another alignment"):
-        train(two, labels > 0, replace(settings, depth=1), state=tmp_path / "a")
+    changed = {**two, "shop": two["shop"].with_columns({"income": np.zeros(60)})}
+    for tables, target, wanted in (
+        (two, labels > 0, replace(settings, depth=1)), (changed, labels > 0, settings), (two, labels > 1, settings),
+    ):  # fmt: skip
+        with pytest.raises(StateMismatch, match="other settings, another alignment or other data"):
+            train(tables, target, wanted, state=tmp_path / "a")
     (tmp_path / "a" / "boosting-shop.json").write_bytes((tmp_path / "b" / "boosting-shop.json").read_bytes())
     with pytest.raises(StateMismatch, match="of different trainings"):
         train(two, labels > 0, settings, state=tmp_path / "a")

@@ -8,6 +8,8 @@ Sources: Cheng et al. 2021, SecureBoost: a lossless federated learning framework
 Chen et al. 2021, SecureBoost+ (packed gradients, subtraction, packed splits), https://arxiv.org/abs/2110.10927
 """
 
+import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -29,7 +31,7 @@ from hansa.core.runtime import Mesh
 from hansa.crypto.paillier import PrivateKey, PublicKey
 from hansa.vertical.boosting.follower import Follower
 from hansa.vertical.boosting.leader import Encryption, RemoteSource
-from hansa.vertical.boosting.messages import bits, flags, hear, say
+from hansa.vertical.boosting.messages import bits, flags, hear, say, whole_numbers
 from hansa.vertical.boosting.saved import Saved
 from hansa.vertical.learns import Learns
 from hansa.vertical.table import AlignedTable
@@ -93,15 +95,25 @@ class EncryptedBoosting(Boosting):
         require(leads == (labels is not None), f"labels are given at '{self.labels_at}', and there alone.")
         table.agree(mesh)
         _agree(mesh, self)
-        saved = Saved(Path(state) if state is not None else None, mesh.me, self.digest() + table.alignment)
         done = observe or (lambda round: None)
         if not leads:
-            return self._follow(mesh, table, saved, done)
+            return self._follow(mesh, table, self._saved(state, mesh.me, table), done)
         name = labels if isinstance(labels, str) else None
         loss = loss_of(self.loss, table[name] if name is not None else labels)
+        saved = self._saved(state, mesh.me, table, loss.labels)
         if len(loss.labels) != len(table) and table.names:
             raise DataError(f"{len(loss.labels)} labels for {len(table)} rows: give one for each.")
         return self._lead(mesh, table.only([each for each in table.names if each != name]), loss, saved, done)
+
+    def _saved(
+        self, state: str | os.PathLike[str] | None, me: str, table: AlignedTable, labels: Floats | None = None
+    ) -> Saved:  # fmt: skip
+        """This party's state, of these settings and data alone."""
+        digest = hashlib.sha256(self.digest() + table.alignment + (b"" if labels is None else labels.tobytes()))
+        for name, values in table.columns.items():
+            content = values.tobytes() if table.is_number(name) else json.dumps(values.tolist()).encode()
+            digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(content).digest())
+        return Saved(None if state is None else Path(state), me, digest.digest())
 
     # -- the labels' owner
 
@@ -114,16 +126,16 @@ class EncryptedBoosting(Boosting):
         rounds = len(part)
         for peer in mesh.peers:
             _, facts, _ = hear(mesh, peer, "state")
-            if facts.get("rounds") and facts.get("run") != run:
+            theirs = whole_numbers([facts.get("rounds")], self.trees + 1, peer)[0]
+            if theirs and facts.get("run") != run:
                 raise StateMismatch(f"the states of '{peer}' and '{mesh.me}' are of different trainings: delete both.")
-            rounds = min(rounds, int(facts.get("rounds", 0)))
+            rounds = min(rounds, theirs)
         key = PrivateKey.generate(self.key_bits)
         for peer in mesh.peers:
             say(mesh, peer, "key", {"run": run, "rounds": rounds}, *key.public.numbers())
         if rounds:
             part = part.first(rounds)
-            margins = _together(mesh, part, table)
-            start = Progress(part, margins)
+            start = Progress(part, _together(mesh, part, table))
         encryption = Encryption(key, len(loss.labels))
 
         def save(progress: Progress) -> None:
@@ -171,7 +183,8 @@ def predict(mesh: Mesh, part: Boosted, table: AlignedTable) -> Floats | None:
     Args:
       mesh: links to all of them.
       part: what `fit` gave here.
-      table: this owner's columns of the rows to predict, aligned with the others'.
+      table: this owner's columns of the rows to predict, aligned with the others'. A labels' owner whose columns no
+        tree splits gives any column of that length.
 
     Returns:
       At the labels' owner probabilities (numbers with the squared loss), one or, of several classes, one row of them

@@ -16,7 +16,7 @@ class Saved:
     Args:
       folder: where; None keeps nothing.
       party: whose.
-      training: bytes that differ where settings or alignment do.
+      training: bytes that differ where settings, alignment or data do.
     """
 
     folder: Path | None
@@ -40,7 +40,7 @@ class Saved:
             raise CorruptFile(f"{self._file} is no state of boosting: delete it to begin anew.") from None
         if training != self.training.hex():
             raise StateMismatch(
-                f"{self._file} is of other settings or another alignment: restore those, or delete it to begin anew."
+                f"{self._file} is of other settings, another alignment or other data: restore those, or delete it."
             )
         return run, Boosted.from_json(body)
 
