@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -321,6 +322,27 @@ def test_simulate_prints_a_line_for_each_round_and_writes_the_model(folder: Path
     assert (folder / "m.safetensors").exists()
 
 
+def test_a_target_ends_the_run_and_a_farther_one_goes_on(folder: Path) -> None:
+    every = [event["central"]["loss"] for event in hansa("simulate", "job.py", "--format", "json").events[1:4]]
+    assert every[0] > every[1] > every[2]
+    first, second = (f"loss={(a + b) / 2}" for a, b in pairwise(every))
+    assert "ended early: loss reached" in hansa("simulate", "job.py", "--target", first).out
+    kept = ["simulate", "job.py", "--state", "s", "--format", "json"]
+    events = hansa(*kept, "--target", first).events
+    assert [event["event"] for event in events] == ["started", "round", "round", "finished", "stopped"]
+    assert hansa(*kept, "--target", first, "--resume").events[-1]["event"] == "stopped"
+    events = hansa(*kept, "--target", second, "--resume").events
+    assert [event["round"] for event in events if event["event"] == "round"] == [2]
+    assert events[-2]["last"]["central"]["loss"] == every[2]
+
+
+def test_stop_after_ends_a_run_that_no_longer_improves() -> None:
+    still = ["--set", "algorithm.work.lr=0.0", "--set", "rounds=9"]
+    done = hansa("simulate", "job.py", *still, "--stop-after", "loss=2")
+    assert "3 rounds with 4 clients" in done.out
+    assert "ended early: loss has not improved in 2 evaluations" in done.out
+
+
 def test_simulate_for_machines_gives_json_lines_alone() -> None:
     events = hansa("simulate", "job.py", "--clients", "6", "--set", "rounds=2", "--format", "json").events
     assert [event["event"] for event in events] == ["started", "round", "round", "finished"]
@@ -354,6 +376,10 @@ def test_a_job_with_noise_shows_what_it_costs(folder: Path) -> None:
         (["--resume"], 11, "give --state DIR"),
         (["--processes", "2"], 11, "add --runtime processes"),
         (["--best"], 11, "give --out FILE"),
+        (["--target", "accuracy"], 11, "--target accuracy: give a metric and a number, as in --target accuracy=0.97"),
+        (["--target", "loss=nan"], 11, "give a metric and a number"),
+        (["--target", "bleu=1"], 11, "metric 'bleu' is not measured: this job has central.accuracy"),
+        (["--stop-after", "loss=0"], 11, "give a whole number of evaluations, 1 or more"),
         (["--out", "no/m.st"], 11, "there is no folder no"),
         (["--state", "no/s"], 11, "there is no folder no"),
     ],

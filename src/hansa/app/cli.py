@@ -220,6 +220,13 @@ def simulate(
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="Log each round to this .csv or .parquet file.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="METRIC=VALUE", help="End the run once a metric is as good.")
+    ] = None,
+    stop_after: Annotated[
+        str | None,
+        typer.Option("--stop-after", metavar="METRIC=N", help="End it after N evaluations that were no better."),
+    ] = None,
 ) -> None:
     """Run a job on this machine, with simulated clients.
 
@@ -230,6 +237,7 @@ def simulate(
     run(
         job, clients=clients, settings=settings or [], config=config, runtime=runtime, processes=processes,
         address=address, state=state, resume=resume, out=out, best=best, checkpoint_every=checkpoint_every, log=log,
+        target=target, stop_after=stop_after,
     )  # fmt: skip
 
 

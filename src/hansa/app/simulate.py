@@ -1,7 +1,8 @@
 """`hansa simulate`: a job and its simulated clients on this machine, in one process or in several, or on a cluster."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ def simulate(
     best: bool = False,
     checkpoint_every: int = 1,
     log: Path | None = None,
+    target: str | None = None,
+    stop_after: str | None = None,
 ) -> None:
     """Runs `hansa simulate`; arguments are its options.
 
@@ -60,6 +63,7 @@ def simulate(
     loaded = job_of(module, given)
     people = clients_of(module, clients)
     loaded.check(len(people))
+    options["observe"] += [*ends(loaded, target, stop_after)]
     if best and not loaded.evaluation.best:
         raise ConfigError("--best, but the job keeps none: name its metric, as in Evaluation(data=..., best='loss').")
     if state is None:
@@ -104,6 +108,33 @@ def log_to(path: Path) -> Observer:
     return CsvLog(path) if path.suffix == ".csv" else ParquetLog(path)
 
 
+def ends(job: Job, target: str | None, stop_after: str | None) -> Iterator[Observer]:
+    """The observers that `--target` and `--stop-after` ask for; ConfigError if one of them cannot be read."""
+    from hansa.runtimes.observe.early_stopping import EarlyStopping
+    from hansa.runtimes.observe.metric import more_is_better
+    from hansa.runtimes.observe.target import Target
+
+    if target is not None:
+        name, value = _pair("--target", target, "accuracy=0.97")
+        yield Target(name, value)
+    if stop_after is not None:
+        name, value = _pair("--stop-after", stop_after, "loss=5")
+        if value < 1 or value != int(value):
+            raise ConfigError(f"--stop-after {stop_after}: give a whole number of evaluations, 1 or more.")
+        yield EarlyStopping(name, patience=int(value), maximise=more_is_better(name, job))
+
+
+def _pair(option: str, text: str, example: str) -> tuple[str, float]:
+    name, equals, number_ = text.partition("=")
+    try:
+        value = float(number_)
+    except ValueError:
+        value = math.nan
+    if not (name and equals and math.isfinite(value)):
+        raise ConfigError(f"{option} {text}: give a metric and a number, as in {option} {example}.")
+    return name, value
+
+
 def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done: int, state: Path | None) -> History:
     """Trains and shows it."""
     emit("started", job=job.name, clients=len(people), rounds=job.rounds, done=done, fingerprint=job.fingerprint())
@@ -128,6 +159,9 @@ def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done:
     emit("finished", rounds=len(history.rounds), seconds=took, last=last)
     said = f"{len(history.rounds) - done} rounds with {len(people)} clients in {span(took)}"
     say(f"{said}: {summary(last)}" if last else said)
+    if history.stopped:
+        emit("stopped", reason=history.reason)
+        say(f"ended early: {history.reason}")
     spent = cost(len(history.rounds)) if cost is not None else None
     if cost is not None and spent is not None:
         emit("privacy", epsilon=spent, delta=cost.delta, rounds=len(history.rounds), population=len(people))
@@ -155,7 +189,7 @@ def _durable(how: Runtime, job: Job, people: Clients, options: dict[str, Any], s
         except Exception as error:
             store.set_state(run, "failed", str(error))
             raise
-        store.set_state(run, "done")
+        store.set_state(run, *(("stopped", history.reason) if history.stopped else ("done",)))
         return history
 
 

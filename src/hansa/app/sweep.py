@@ -31,7 +31,7 @@ from hansa.core.runtime import Runtime
 from hansa.core.train import Record
 from hansa.runtimes.folder_lock import lock_folder
 from hansa.runtimes.jobfile import clients_of, job_of, load_module
-from hansa.runtimes.observe.metric import evaluates, metric_of, names_of
+from hansa.runtimes.observe.metric import evaluates, metric_of, more_is_better, names_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -317,11 +317,7 @@ def _usual(done: Sequence[Run]) -> str:
 
 
 def _maximise(given: bool | None, metric: str, job: Job) -> bool:
-    if given is not None:
-        return given
-    if metric.rpartition(".")[2] == job.evaluation.best:
-        return job.evaluation.maximise
-    return not any(word in metric.lower() for word in ("loss", "error", "perplexity", "mse", "mae"))
+    return more_is_better(metric, job) if given is None else given
 
 
 def _compare(runs: Sequence[Run], points: Sequence[Point], metric: str, maximise: bool, out: Path) -> None:

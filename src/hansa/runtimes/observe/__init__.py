@@ -11,6 +11,9 @@ from hansa.runtimes.observe.mlflow import MLflow
 from hansa.runtimes.observe.observer import Observer, StopTraining
 from hansa.runtimes.observe.progress import Progress
 from hansa.runtimes.observe.table import CsvLog, ParquetLog
+from hansa.runtimes.observe.target import Target
 from hansa.runtimes.observe.tensorboard import TensorBoard
 
-__all__ = ["CsvLog", "EarlyStopping", "MLflow", "Observer", "ParquetLog", "Progress", "StopTraining", "TensorBoard"]
+__all__ = [
+    "CsvLog", "EarlyStopping", "MLflow", "Observer", "ParquetLog", "Progress", "StopTraining", "Target", "TensorBoard",
+]  # fmt: skip

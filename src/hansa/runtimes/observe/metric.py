@@ -25,6 +25,13 @@ def metric_of(record: Record, name: str) -> float | None:
     return None
 
 
+def more_is_better(name: str, job: Job) -> bool:
+    """Whether more of a metric is better: as the job's evaluation says, else by its name."""
+    if name.rpartition(".")[2] == job.evaluation.best:
+        return job.evaluation.maximise
+    return not any(word in name.lower() for word in ("loss", "error", "perplexity", "mse", "mae"))
+
+
 def evaluates(job: Job) -> bool:
     """Whether a job measures its model at all, beside the metrics of training."""
     how = job.evaluation
