@@ -93,6 +93,16 @@ def test_text_missing_values_and_new_categories_have_a_side() -> None:
     assert np.isfinite(model.predict({**new, "constant": np.ones(2)})).all()
 
 
+def test_columns_may_be_lists_and_arrays_of_any_type() -> None:
+    labels = [0, 1, 0, 1] * 5
+    small = Boosting(trees=3, depth=2, min_child_weight=0)
+    told = {"n": [1, 2, 1, None] * 5, "t": ["a", None, "a", "b"] * 5}
+    same = {"n": np.array([1, 2, 1, np.nan] * 5, np.float32), "t": np.array(["a", float("nan"), "a", "b"] * 5, object)}
+    assert fit(told, labels, small) == fit(same, np.array(labels), small)
+    texts = np.array(["a", "b"] * 10)
+    assert fit({"t": texts}, labels, small).predict({"t": ["b", "a"]}).round().tolist() == [1, 0]
+
+
 def test_what_was_never_missing_follows_the_larger_child() -> None:
     split = fit({"x": np.arange(10.0)}, np.arange(10) > 6, Boosting(trees=1, depth=1, min_child_weight=0)).trees[0][0]
     assert split.splits[0] == Split("x", 6.5, missing_left=True)

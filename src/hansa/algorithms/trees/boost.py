@@ -3,7 +3,7 @@
 Source: Friedman 2001, Greedy function approximation, https://doi.org/10.1214/aos/1013203451
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from hansa.algorithms.trees.columns import Table
 from hansa.algorithms.trees.growth import LocalSource, Source, grow
 from hansa.algorithms.trees.losses import Floats, Gradients, Loss, loss_of
 from hansa.algorithms.trees.settings import Boosting
-from hansa.algorithms.trees.tree import Boosted, Columns
+from hansa.algorithms.trees.tree import Boosted, read
 from hansa.core.errors import DataError
 
 
@@ -26,11 +26,11 @@ class Progress:
     margins: Floats
 
 
-def fit(columns: Columns, labels: Any, settings: Boosting) -> Boosted:
+def fit(columns: Mapping[str, Any], labels: Any, settings: Boosting) -> Boosted:
     """Boosts trees on columns that are all here.
 
     Args:
-      columns: equally long arrays: numbers (NaN where missing), or objects (text, None where missing).
+      columns: equally long arrays or lists: numbers (NaN where missing), or text (None where missing).
       labels: one for each row; see `Boosting.loss`.
       settings: of the training.
 
@@ -43,7 +43,7 @@ def fit(columns: Columns, labels: Any, settings: Boosting) -> Boosted:
     array([0.1, 0.9])
     """
     loss = loss_of(settings.loss, labels)
-    table = Table(columns, settings)
+    table = Table(read(columns), settings)
     if len(table) != len(loss.labels):
         raise DataError(f"{len(loss.labels)} labels for {len(table)} rows: give one for each.")
     return boost([LocalSource("", table)], loss, settings, begin(loss, settings)).boosted

@@ -21,6 +21,19 @@ Columns: TypeAlias = Mapping[str, NDArray[Any]]
 """Numbers as float64 (NaN where missing), text as objects (None where missing)."""
 
 
+def read(columns: Mapping[str, Any]) -> Columns:
+    """Columns of any arrays or lists in the two forms that trees know."""
+    return {name: _column(np.asarray(values)) for name, values in columns.items()}
+
+
+def _column(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind in "biuf":
+        return values.astype(np.float64)
+    if all(each is None or isinstance(each, int | float | np.number) for each in values):
+        return np.array([np.nan if each is None else each for each in values], np.float64)
+    return np.array([None if each is None or each != each else str(each) for each in values.tolist()], object)
+
+
 @dataclass(frozen=True)
 class Split:
     """A question to one column.
@@ -118,7 +131,7 @@ class Boosted:
         """With one more round."""
         return replace(self, trees=(*self.trees, tuple(trees)))
 
-    def predict(self, columns: Columns) -> Floats:
+    def predict(self, columns: Mapping[str, Any]) -> Floats:
         """Probabilities, or numbers with the squared loss, of a whole ensemble.
 
         Raises:
@@ -126,8 +139,9 @@ class Boosted:
         """
         return predictions(self.loss, self.margins(columns))
 
-    def margins(self, columns: Columns) -> Floats:
+    def margins(self, columns: Mapping[str, Any]) -> Floats:
         """Sums of leaves, shape (rows, outputs)."""
+        columns = read(columns)
         if self.owners[1:]:
             raise DataError(f"this is the part of '{self.party}': predict together with {', '.join(self.owners)}.")
         missing = sorted({split.column for split in self._splits()} - set(columns))
