@@ -8,8 +8,8 @@ by transfers together; and the function runs again, on their results.
     transfer i        the holder of v chooses by vᵢ, of the other's u · 2ⁱ        of 2⁶⁴ only 2^(64−i) matter
     a matrix product  each entry of the smaller matrix chooses whole rows of the other
 
-so an entry of v costs 64 transfers, and a row of length n of u costs 43 bytes a number: bits 0 to 31 are corrected in
-words of 64 bits, bits 32 to 47 in words of 32, and the rest in 16 and 8.
+so an entry of v costs 64 transfers, and every number of the row that it chooses 344 bytes: bits 0 to 31 are corrected
+in words of 64 bits, bits 32 to 47 in words of 32, and the rest in 16 and 8.
 """
 
 import math
@@ -129,7 +129,7 @@ class _Notes(TorchFunctionMode):
             return next(self.results)
         made = _elementwise(*args) if func in _ELEMENTWISE else _matrices(*args)
         self.crosses.append(made)
-        return torch.zeros((), dtype=torch.int64).expand(made.shape)
+        return torch.zeros(made.shape, dtype=torch.int64)
 
 
 def _elementwise(x: Ring, y: Ring) -> Cross:
