@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hansa.core.errors import ConfigError, DataError, require
+from hansa.vertical.psi.tags import order_of
 
 DIGEST_BYTES = 16
 _NAMED = 5  # how many row numbers an error shows
@@ -106,7 +107,7 @@ class Keys:
           DataError: keys occur twice, and `duplicates` is `refuse`; says in which rows.
         """
         words = digests.view(np.uint64)
-        order = np.lexsort((words[:, 1], words[:, 0]))  # stable: equal keys stay in the order of their rows
+        order = order_of(words)
         same = (words[order[1:]] == words[order[:-1]]).all(axis=1)
         if same.any() and self.duplicates == "refuse":
             at = np.flatnonzero(same)[:_NAMED]
@@ -124,6 +125,8 @@ def _texts(name: str, values: Any, first: int) -> list[str]:
     column = np.asarray(values, object)
     require(column.ndim == 1, f"column '{name}' has shape {column.shape}: give one key for each row.")
     texts: list[Any] = column.tolist()
+    if set(map(type, texts)) <= {str}:
+        return texts
     wrong = [row for row, text in enumerate(texts) if not isinstance(text, str)]
     missing = [row for row in wrong if texts[row] is None or texts[row] != texts[row]]
     if missing:
@@ -138,8 +141,8 @@ def _texts(name: str, values: Any, first: int) -> list[str]:
 
 
 def _encoded(name: str, texts: Sequence[str], first: int) -> list[bytes]:
-    empty = [row for row, text in enumerate(texts) if not text]
-    if empty:
+    if not all(texts):
+        empty = [row for row, text in enumerate(texts) if not text]
         raise DataError(f"the key column '{name}' is empty after normalisation in {_rows(empty, first)}: drop them.")
     try:
         return [text.encode() for text in texts]

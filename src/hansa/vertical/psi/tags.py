@@ -69,15 +69,20 @@ def meet(mine: Tags, theirs: Tags) -> tuple[NDArray[np.int64], NDArray[np.int64]
 def repeats(tags: Tags) -> bool:
     """Whether a tag occurs twice."""
     words = _words(tags)
-    order = np.lexsort((words[:, 1], words[:, 0]))
+    order = order_of(words)
     return bool((words[order[1:]] == words[order[:-1]]).all(axis=1).any())
 
 
 def ascending(tags: Tags) -> NDArray[np.int64]:
     """The order in which tags ascend."""
-    words = _words(tags)
-    order: NDArray[np.int64] = np.lexsort((words[:, 1], words[:, 0]))
-    return order
+    return order_of(_words(tags))
+
+
+def order_of(words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The order in which pairs of words ascend; equal ones stay in place. The first words decide nearly always."""
+    order: NDArray[np.int64] = np.argsort(words[:, 0])
+    head = words[order, 0]
+    return np.lexsort((words[:, 1], words[:, 0])) if (head[1:] == head[:-1]).any() else order
 
 
 def shuffled(count: int) -> NDArray[np.int64]:
