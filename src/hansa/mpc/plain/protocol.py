@@ -46,8 +46,8 @@ class Plain(Protocol):
         return Share((op(x.parts[0], y.parts[0]),))
 
     def settle(self, summands: Share, shift: int = 0) -> Share:
-        """Rounded down."""
-        return summands.map(lambda part: part >> shift) if shift else summands
+        """Rounded to the nearest: rounding down would drift by half a unit in every step of a training."""
+        return summands.map(lambda part: (part + (1 << (shift - 1))) >> shift) if shift else summands
 
     def both(self, x: Share, y: Share) -> Share:
         """And."""

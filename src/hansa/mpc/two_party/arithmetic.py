@@ -2,7 +2,7 @@
 
     product     op(x₀, y₀) + op(x₁, y₁) + op(x₀, y₁) + op(x₁, y₀)         the last two by transfers
     truncate    with z′ = z + 2⁶² = z₀ + z₁ − w·2⁶⁴,  z′ < 2⁶³            so w = m₀ ∨ m₁, mᵢ: the highest bit of zᵢ
-                z′ >> f  ≈  (z₀ >> f) + (z₁ >> f) − w·2^(64−f)            w = m₀ + m₁ − m₀·m₁: one transfer
+                z′ >> f  ≈  (z₀ >> f) + (z₁ >> f) + 1 − w·2^(64−f)            w = m₀ + m₁ − m₀·m₁: one transfer
 
 It is off by at most one unit and never wraps for |z| < 2⁶² (CrypTFlow2, section 4.2, with the sign known). The fast
 kind sends nothing: each party truncates its own share (SecureML, theorem 1), which is off by 2^(64−f) with probability
@@ -46,7 +46,7 @@ class Arithmetic(Products):
         wraps = top - self._bit_products(top, dtype).astype(np.uint64)
         out = (words >> np.uint64(shift)) - (wraps << np.uint64(64 - shift))
         if self.me == 0:
-            out -= np.uint64(_HALF >> shift)
+            out -= np.uint64((_HALF >> shift) - 1)  # two shares rounded down are one unit short on average
         return torch.from_numpy(out.view(np.int64)).reshape(z.shape)
 
     def _fast(self, z: Ring, shift: int) -> Ring:
