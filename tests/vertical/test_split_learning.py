@@ -274,7 +274,7 @@ def test_a_plan_that_cannot_be_is_refused(arguments: dict[str, Any], message: st
 def test_modules_must_fit_the_places_of_their_party() -> None:
     plan = SplitLearning(bottoms=("shop",), top="bank")
     bank, _ = LocalMesh.of(["bank", "shop"])
-    with pytest.raises(ConfigError, match="bottom: 'bank' has none in the plan: leave out it"):
+    with pytest.raises(ConfigError, match="bottom: 'bank' has none in the plan: leave it out"):
         plan.part(bank, bottom=nn.Linear(1, 1), top=nn.Linear(1, 1), loss=cross_entropy)
     with pytest.raises(ConfigError, match="loss: 'bank' has one in the plan: give it"):
         plan.part(bank, top=nn.Linear(1, 1))

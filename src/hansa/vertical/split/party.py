@@ -154,7 +154,6 @@ class SplitParty:
                     for number, piece in enumerate(group):
                         inputs = self._take(top, number, len(piece))
                         outputs.append(top.module(self._joined(inputs)))
-                self._forget()
                 self._taken()
         if self._top is None:
             return None
@@ -234,7 +233,6 @@ class SplitParty:
         if self._optimiser is not None:
             self._optimiser.step()
             self._optimiser.zero_grad(set_to_none=True)
-        self._forget()
         if not np.isfinite(total):
             raise TrainingFailed(f"the loss became {total}: lower a learning rate, and go on from a checkpoint.")
         return total
@@ -243,6 +241,10 @@ class SplitParty:
 
     def _forward(self, pieces: Sequence[np.ndarray], features: Any) -> None:
         """All places but the top, each with all pieces before the next begins."""
+        self._here.clear()
+        for place in self._places:
+            place.inputs.clear()
+            place.outputs.clear()
         for place in self._places:
             if place is self._top:
                 continue
@@ -325,11 +327,6 @@ class SplitParty:
             gradient = noise.noisy(noise.clipped(gradient.cpu() * batch), self._deviates) / batch
         self.mesh.send(sender, f"gradients/{place.index}/{number}", packed(gradient))
 
-    def _forget(self) -> None:
-        for place in self._places:
-            place.inputs.clear()
-            place.outputs.clear()
-
     def _taken(self) -> None:
         """The label owner says that it has a group of predictions, so that nobody runs far ahead of it."""
         others = [name for name in self.plan.bottoms if name != self.plan.top]
@@ -352,10 +349,8 @@ class SplitParty:
             ("top", top is not None, me == plan.top),
             ("loss", self._loss is not None, me == plan.top),
         ):
-            fault = (
-                f"{what}: '{me}' has {'one' if wanted else 'none'} in the plan: {'give' if wanted else 'leave out'} it."
-            )
-            require(given == wanted, fault)
+            remedy = "has one in the plan: give it" if wanted else "has none in the plan: leave it out"
+            require(given == wanted, f"{what}: '{me}' {remedy}.")
         count = plan.middles.count(me)
         require(len(middles) == count, f"middles: {len(middles)} given, but '{me}' has {count} in the plan.")
 
@@ -380,8 +375,8 @@ class SplitParty:
     def _rows(self, features: Any, labels: Any) -> int | None:
         count = self._count(features)
         if (self.me == self.plan.top) != (labels is not None):
-            verb = "give" if self.me == self.plan.top else "leave out"
-            raise ConfigError(f"y: the labels are those of '{self.plan.top}': {verb} them at '{self.me}'.")
+            remedy = "give them" if self.me == self.plan.top else "leave them out"
+            raise ConfigError(f"y: the labels are those of '{self.plan.top}': {remedy} at '{self.me}'.")
         if labels is not None and count is not None and len(labels) != count:
             raise DataError(
                 f"'{self.me}' has {count} rows of features and {len(labels)} labels: they must be the same."
