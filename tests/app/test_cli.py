@@ -34,6 +34,7 @@ COMMANDS = [
         "members",
         "status",
         "audit",
+        "psi",
         "threats",
     ),
     *("logs", "stop", "resume", "model", "job show", "job check", "enrol init", "enrol issue", "enrol request"),
