@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hansa.app.terminal import emit, hint, say
 from hansa.core.checkpoint import dump, open_bytes
@@ -37,19 +36,20 @@ def share(data: Path, parties: Path, out: str, protocol: str, columns: Sequence[
 
 def reveal(urls: Sequence[str], out: Path | None) -> None:
     """`hansa mpc reveal`."""
-    tensors, header = reveal_shares(*urls)
+    opened, header = reveal_shares(*urls)
+    tensors = {name: value.numpy() for name, value in opened.items()}
     emit("revealed", id=header.id, protocol=header.protocol, tensors=_shapes(header), out=out and str(out))
     if out is None:
         for name, value in tensors.items():
             named = header.tensors[name].columns
-            say(_csv(value, named).rstrip() if named else f"{name}, shape {tuple(value.shape)}:\n{value.numpy()}")
+            say(_csv(value, named).rstrip() if named else f"{name}, shape {value.shape}:\n{value}")
     elif out.suffix == ".csv":
         if len(tensors) != 1:
             raise ConfigError(f"--out {out}: there are {len(tensors)} tensors; a .safetensors file takes them all.")
         ((name, value),) = tensors.items()
         out.write_text(_csv(value, header.tensors[name].columns), encoding="utf-8")
     elif out.suffix == ".safetensors":
-        out.write_bytes(dump(Tensors({name: value.numpy() for name, value in tensors.items()})))
+        out.write_bytes(dump(Tensors(tensors)))
     else:
         raise ConfigError(f"--out {out}: end its name with .csv or .safetensors.")
     if out is not None:
@@ -60,7 +60,7 @@ def _shapes(header: Header) -> dict[str, list[int]]:
     return {name: list(entry.shape) for name, entry in header.tensors.items()}
 
 
-def _read(data: Path, columns: Sequence[str]) -> tuple[Mapping[str, np.ndarray | torch.Tensor], Sequence[str]]:
+def _read(data: Path, columns: Sequence[str]) -> tuple[Mapping[str, np.ndarray], Sequence[str]]:
     """The tensors of a file, and the names of a table's columns."""
     if not data.is_file():
         raise NotFound(f"there is no file '{data}': check the path.")
@@ -87,13 +87,13 @@ def _first_line(data: Path) -> list[str]:
     return names
 
 
-def _csv(value: torch.Tensor, names: Sequence[str]) -> str:
-    if value.dim() > 2:
-        raise ConfigError(f"a tensor of shape {tuple(value.shape)} is no table: write it to a .safetensors file.")
+def _csv(value: np.ndarray, names: Sequence[str]) -> str:
+    if value.ndim > 2:
+        raise ConfigError(f"a tensor of shape {value.shape} is no table: write it to a .safetensors file.")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     if names:
         writer.writerow(names)
-    rows = value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)
-    writer.writerows([f"{cell:.7g}" if value.is_floating_point() else cell for cell in row] for row in rows.tolist())
+    rows = value.reshape(len(value), -1) if value.ndim else value.reshape(1, 1)
+    writer.writerows([f"{cell:.7g}" if value.dtype.kind == "f" else cell for cell in row] for row in rows.tolist())
     return out.getvalue()
