@@ -47,8 +47,7 @@ class Sums:
 class Source(ABC):
     """Columns of one owner, as the labels' owner sees them.
 
-    `Sums` may come in any order that holds for one tree; choices are given in the same. Indices that `take` is handed
-    are (None, place of a cut) or (place of a column of text, places of the categories that go left).
+    The candidates of `Sums` may stand in any order that holds for one tree; a `Winner` names them by their places.
     """
 
     name: str

@@ -14,8 +14,7 @@ from hansa.core.errors import ProtocolError
 from hansa.core.runtime import Mesh
 from hansa.crypto.paillier import Ciphertext, PublicKey
 from hansa.vertical.boosting.aggregate import bin_sums
-from hansa.vertical.boosting.leader import packing
-from hansa.vertical.boosting.messages import bits, flags, hear, pieces, say, whole_numbers
+from hansa.vertical.boosting.messages import bits, flags, hear, packing, pieces, say, whole_numbers
 
 _SHUFFLE = secrets.SystemRandom()
 

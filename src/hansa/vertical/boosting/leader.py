@@ -3,26 +3,20 @@
 import threading
 from collections.abc import Iterator, Mapping
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hansa.algorithms.trees.growth import Source, Sums, Winner
-from hansa.algorithms.trees.losses import VALUE_BITS, Gradients
+from hansa.algorithms.trees.losses import Gradients
 from hansa.algorithms.trees.tree import Bools, Split
 from hansa.core.checkpoint import Buffer
 from hansa.core.errors import ProtocolError
 from hansa.core.runtime import Mesh
-from hansa.crypto.paillier import Ciphertext, Packing, PrivateKey
-from hansa.vertical.boosting.messages import bits, flags, hear, pieces, say, whole_numbers
+from hansa.crypto.paillier import Ciphertext, PrivateKey
+from hansa.vertical.boosting.messages import bits, flags, hear, packing, pieces, say, whole_numbers
 
 PIECE = 2048  # gradients in one message, so that they travel while the next ones are encrypted
-
-
-def packing(rows: int) -> Packing:
-    """How sums over that many rows lie in a plaintext: g above h, one pair after another."""
-    return Packing(VALUE_BITS, rows)
 
 
 class Encryption:
@@ -76,10 +70,11 @@ class RemoteSource(Source):
 
     def __init__(self, name: str, mesh: Mesh, encryption: Encryption) -> None:
         self.name, self._mesh, self._encryption = name, mesh, encryption
-        self._asked = 0
+        self._asked, self._shape = 0, list[int]()
 
     def begin(self, gradients: Gradients) -> None:
         """Sends the rows and their gradients' ciphertexts."""
+        self._shape = []
         rows = np.ascontiguousarray(gradients.rows, "<i8").tobytes()
         say(self._mesh, self.name, "begin", {"count": len(gradients.rows)}, rows)
         for piece in self._encryption.pieces(gradients):
@@ -117,9 +112,11 @@ class RemoteSource(Source):
         _, facts, buffers = hear(self._mesh, self.name, "sums")
         texts = facts.get("texts")
         self._expect(len(buffers) == 1 and isinstance(texts, list), "sums")
-        cuts, *sizes = (_whole_number(count, 1 << 24, self.name) for count in (facts.get("cuts"), *(texts or ())))
-        values = self._pairs(buffers[0], cuts + sum(sizes))
-        whole, *groups = np.split(values, np.cumsum([cuts, *sizes])[:-1], axis=1)
+        shape = [whole_numbers([count], 1 << 24, self.name)[0] for count in (facts.get("cuts"), *(texts or ()))]
+        self._expect(self._shape in ([], shape), "sums")
+        self._shape = shape
+        values = self._pairs(buffers[0], sum(shape))
+        whole, *groups = np.split(values, np.cumsum(shape)[:-1], axis=1)
         return Sums(whole, tuple(groups))
 
     def _pairs(self, raw: Buffer, count: int) -> NDArray[np.int64]:
@@ -136,7 +133,3 @@ class RemoteSource(Source):
     def _expect(self, holds: bool, what: str) -> None:
         if not holds:
             raise ProtocolError(f"'{self.name}' sent '{what}' in a form that was not asked for.")
-
-
-def _whole_number(given: Any, below: int, sender: str) -> int:
-    return whole_numbers([given], below, sender)[0]

@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hansa.algorithms.trees.losses import VALUE_BITS
 from hansa.core.checkpoint import Buffer
 from hansa.core.errors import ProtocolError
 from hansa.core.runtime import Mesh
+from hansa.crypto.paillier import Packing
 
 _TAG = "boosting"
 
@@ -83,6 +85,11 @@ def whole_numbers(given: Any, below: int, sender: str) -> list[int]:
 def _shown(given: Any) -> str:
     text = repr(given)
     return text if len(text) < 60 else text[:57] + "..."
+
+
+def packing(rows: int) -> Packing:
+    """How sums over that many rows lie in a plaintext: g above h, one pair after another."""
+    return Packing(VALUE_BITS, rows)
 
 
 def pieces(count: int, size: int) -> Sequence[slice]:
