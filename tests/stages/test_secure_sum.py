@@ -389,6 +389,10 @@ def test_the_chooser_gives_the_published_sizes() -> None:
     }
     assert chosen == {(0.05, 0.05): [12, 34], (0.2, 0.1): [32, 74], (0.33, 0.33): [68, 310]}
     assert choose_graph(1000, 0.2, 0.1).threshold == 45
+    for n, corrupt in ((100, 0.05), (1000, 0.2)):
+        graph = choose_graph(n, corrupt, 0.1, lying=True)
+        assert 2 * graph.threshold > graph.neighbours + 1 + corrupt * graph.neighbours
+        assert graph.leak <= 2.0**-40 and graph.failure <= 2.0**-30
     linked = neighbourhoods(50, 12, b"s" * 32)
     assert all(len(near) == 12 and all(at in linked[other] for other in near) for at, near in enumerate(linked))
     assert neighbourhoods(50, 12, b"t" * 32) != linked

@@ -54,6 +54,8 @@ class SecureSum(Reducer):
         while fewer than 2·threshold − 1 of the clients work with it: above 2/3, take 0.7 or more.
       dropout, corrupt: where given (both), the fractions of clients that may drop out, and that may work with the
         server: each client then masks with a few others, as many as these rates need, and `threshold` is not used.
+      lying: with declared rates, whether the server may lie, too. False takes half as many neighbours or fewer, and
+        trusts the server to tell all clients the same of who masked: one that does not can open a client.
       groups_of: where given, clients are summed in groups of about so many, and the server sees the groups' sums: for
         cohorts of thousands.
 
@@ -75,6 +77,7 @@ class SecureSum(Reducer):
     threshold: float = 0.7
     dropout: float | None = field(default=None, kw_only=True)
     corrupt: float | None = field(default=None, kw_only=True)
+    lying: bool = field(default=True, kw_only=True)
     groups_of: int | None = field(default=None, kw_only=True)
 
     legs: ClassVar[int] = 5
@@ -89,7 +92,7 @@ class SecureSum(Reducer):
         Sees(
             Adversary.LIAR,
             "one total for each attempt, over clients of which at least the threshold agreed",
-            "fewer than 2·threshold − 1 of the holders work with it, counting any that were enrolled for show",
+            "fewer than 2·threshold − 1 of the holders work with it, dummies included; `lying=False` is not used",
         ),
         Sees(
             Adversary.WORKER,
@@ -112,7 +115,7 @@ class SecureSum(Reducer):
         """The graph chosen for a round, or group, of so many; None where everybody masks with everybody."""
         if self.dropout is None or self.corrupt is None:
             return None
-        return choose_graph(clients, self.corrupt, self.dropout)
+        return choose_graph(clients, self.corrupt, self.dropout, lying=self.lying)
 
     def bind(self, signal: Signal, setting: Setting) -> "Reducer":
         """Refuses what has no bound, cohorts too small to hide in, and rates that no graph stands."""
@@ -137,8 +140,9 @@ class SecureSum(Reducer):
             raise fault(*faults)
         layout = Layout.of(signal, setting.most)
         return _Bound(
-            self.threshold, dropout=self.dropout, corrupt=self.corrupt, groups_of=self.groups_of, layout=layout,
-            degree=None if graph is None else graph.neighbours, holders=None if graph is None else graph.threshold,
+            self.threshold, dropout=self.dropout, corrupt=self.corrupt, lying=self.lying, groups_of=self.groups_of,
+            layout=layout, degree=None if graph is None else graph.neighbours,
+            holders=None if graph is None else graph.threshold,
         )  # fmt: skip
 
     def settle(self, signal: Signal, setting: Setting) -> Sensitivity:

@@ -51,10 +51,18 @@ def test_no_attack_wins_against_clients_as_they_are(clients: int, threshold: flo
 
 
 def test_no_attack_wins_in_neighbourhoods() -> None:
-    graph = SecureSum(dropout=0.05, corrupt=0.05).graph(60)
+    assert won_in_graph(SecureSum(dropout=0.05, corrupt=0.05)) == []
+
+
+def test_neighbourhoods_that_trust_the_server_to_tell_the_truth_are_opened_by_one_that_does_not() -> None:
+    assert won_in_graph(SecureSum(dropout=0.05, corrupt=0.05, lying=False)) == ["asks for both secrets"]
+
+
+def won_in_graph(reducer: SecureSum) -> list[str]:
+    graph = reducer.graph(60)
     assert graph is not None
     terms = Terms(b"", Fields((), ()), 0.7, graph.neighbours, graph.threshold)
-    assert not any(attempt.won for attempt in against(terms, 60))
+    return [attempt.attack for attempt in against(terms, 60) if attempt.won]
 
 
 class Gullible(Client):

@@ -1,7 +1,11 @@
 """Who masks with whom: everybody, or k neighbours each, so that the work grows with log n instead of n.
 
     n · P[at least t of k neighbours are corrupt]        ≤ 2^−σ      nobody's secrets are in wrong hands
+    n · P[at least 2t − k − 1 of them are]               ≤ 2^−σ      nor both, if halves hear different tales
     n · P[fewer than t of k neighbours stay]             ≤ 2^−η      the round can be finished
+
+The second is for a server that lies, and holds the first: of k + 1 holders, of which c are corrupt, some t may believe
+that a client masked and other t that it dropped out, if 2t ≤ k + 1 + c.
 
 The neighbourhoods are drawn from a hash of all advertised keys, so that nobody chooses them.
 
@@ -25,7 +29,7 @@ class Graph:
       neighbours: k; n − 1 in a complete graph.
       threshold: t, of the k neighbours and the client itself.
       failure: the probability that a round with the declared drop-outs cannot be finished.
-      leak: the probability that some client has t or more corrupt holders.
+      leak: the probability that some client has so many corrupt holders that it can be opened.
     """
 
     neighbours: int
@@ -40,14 +44,17 @@ class Graph:
         )
 
 
-def choose_graph(n: int, corrupt: float = 0.05, dropout: float = 0.05, sigma: int = 40, eta: int = 30) -> Graph:
-    """The fewest neighbours that hold both bounds.
+def choose_graph(
+    n: int, corrupt: float = 0.05, dropout: float = 0.05, sigma: int = 40, eta: int = 30, lying: bool = False
+) -> Graph:
+    """The fewest neighbours that hold the bounds.
 
     Args:
       n: clients of a round.
       corrupt: the fraction of clients that may work with the server.
       dropout: the fraction that may drop out.
       sigma: bits of security; eta: bits of correctness.
+      lying: whether the server may lie about who masked; else it is taken to follow the protocol.
 
     Raises:
       ConfigError: no number of neighbours holds both.
@@ -58,12 +65,13 @@ def choose_graph(n: int, corrupt: float = 0.05, dropout: float = 0.05, sigma: in
     bad, gone = round(corrupt * n), round(dropout * n)
     for k in range(2, n, 2):
         tail = _tail(n - 1, bad, k)
-        threshold = next((t for t in range(1, k + 1) if n * tail[t] <= 2.0**-sigma), None)
+        needed = {t: 2 * t - k - 1 if lying else t for t in range(k // 2 + 1 if lying else 1, k + 1)}
+        threshold = next((t for t, bad_ones in needed.items() if n * tail[bad_ones] <= 2.0**-sigma), None)
         if threshold is None:
             continue
         lost = n * float(_tail(n - 1, gone, k)[k - threshold + 1])
         if lost <= 2.0**-eta:
-            return Graph(k, threshold, lost, n * float(tail[threshold]))
+            return Graph(k, threshold, lost, n * float(tail[needed[threshold]]))
     raise ConfigError(
         f"no graph of {n} clients stands {corrupt:.0%} corrupt and {dropout:.0%} dropping out: "
         "declare fewer of either, or ask more clients."

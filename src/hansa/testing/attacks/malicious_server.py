@@ -224,8 +224,27 @@ def _both_secrets(attack: _Attack) -> Attempt:
     attack.gather()
     everybody = attack.masked
     others = [at for at in everybody if at != _VICTIM]
-    attack.tell({at: everybody if at % 2 == 0 else others for at in everybody})
+    believers = _half(attack.graph)
+    attack.tell({at: everybody if at in believers else others for at in everybody})
     return attack.outcome(attack.opened(_VICTIM))
+
+
+def _half(graph: Sequence[Sequence[int]]) -> set[int]:
+    """The victim, half of its holders, and whoever is nearer to them than to the others: each half agrees with itself.
+
+    Neighbours on a ring are those before and after the victim. Who is at one end has the fewest in common with it.
+    """
+    holders = set(graph[_VICTIM])
+    end = min(holders, key=lambda at: len(holders & set(graph[at])))
+    first = set(sorted(holders)[1::2]) if len(holders) == len(graph) - 1 else {end, *holders & set(graph[end])}
+    side = {at: at in first for at in holders} | {_VICTIM: True}
+    reached = list(holders)
+    for at in reached:
+        for near in graph[at]:
+            if near not in side:
+                side[near] = side[at]
+                reached.append(near)
+    return {at for at, believes in side.items() if believes}
 
 
 def _all_but_one(attack: _Attack) -> Attempt:
