@@ -1,5 +1,6 @@
 """Replayed steps do what the plain loop does, for every declared feature, and what cannot be traced is left to it."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
-from hansa.adapters import torch_replay  # noqa: E402
+from hansa.adapters import torch_plans, torch_replay  # noqa: E402
 from hansa.adapters.torch import LOOPS, TorchModel  # noqa: E402
 from hansa.adapters.torch_trace import Step  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
@@ -239,15 +240,42 @@ def test_batch_norm_leaves_out_a_last_batch_of_one_when_replayed():
     assert apart(one.params.only(floats), other.params.only(floats)) < 1e-4
 
 
-def test_a_measured_loop_is_chosen_once_printed_and_kept_on_resume(caplog):
+def test_a_measured_loop_is_chosen_once_printed_and_kept_on_resume(caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("HANSA_CACHE", str(tmp_path / "cache"))
     model = TorchModel(images, F.cross_entropy, loop="measure")
     with caplog.at_level(logging.INFO, "hansa.plan"):
         fixed = model.planned(some_data, LocalWork(lr=0.1, epochs=1, batch_size=10))
     assert fixed.loop in LOOPS and f"runs in the loop '{fixed.loop}'" in caplog.text
     assert all(f"{loop} " in caplog.text for loop in LOOPS), "all of them were tried"
+    caplog.clear()
+    work = LocalWork(lr=0.3, epochs=1, batch_size=10)
+    assert model.planned(some_data, work).loop == fixed.loop, "another learning rate is no other work"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"local training runs in the loop '{fixed.loop}', the fastest when it was measured before"
+    ]
     again = model.planned(some_data, LocalWork(lr=0.1, steps=1), "torch; plain, channels last; cpu; threads=1")
     assert again.loop == "plain, channels last"
     assert replace(model, loop="auto").planned(some_data, LocalWork(lr=0.1, steps=1)).loop == "auto"
+
+
+def test_kept_plans_that_are_broken_or_of_something_else_are_ignored(monkeypatch, tmp_path):
+    monkeypatch.setenv("HANSA_CACHE", str(tmp_path))
+    key, file = torch_plans.key_of("net", 1), tmp_path / "plans.json"
+    torch_plans.keep(key, "plain")
+    assert torch_plans.known(key, LOOPS) == "plain" and list(tmp_path.iterdir()) == [file]
+    assert torch_plans.known(torch_plans.key_of("net", 2), LOOPS) is None
+    torch_plans.keep(key, "a loop of another release")
+    assert torch_plans.known(key, LOOPS) is None
+    for text in ("", "{", "[]", json.dumps({key: 3})):
+        file.write_text(text)
+        assert torch_plans.known(key, LOOPS) is None
+        torch_plans.keep(key, "replay")
+        assert torch_plans.known(key, LOOPS) == "replay"
+    monkeypatch.setattr(torch, "__version__", "0")
+    assert torch_plans.known(torch_plans.key_of("net", 1), LOOPS) is None
+    monkeypatch.setenv("HANSA_CACHE", str(file / "no folder"))
+    torch_plans.keep(key, "replay")  # cannot be written: measured again next time
+    assert torch_plans.known(key, LOOPS) is None
 
 
 def test_an_unknown_loop_is_named_with_the_choices():

@@ -33,6 +33,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("TorchModel", "torch", "torch") from error
 
+from hansa.adapters import torch_plans
 from hansa.adapters.torch_cohort import Cohort, Visit, memory_bytes
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_loss import Task, carried, check_shapes, ready, task
@@ -73,8 +74,8 @@ class TorchModel(Model):
       loop: how `fit` runs its steps: `plain` or `replay` (traced once, run natively without autograd; what cannot be
         traced runs plainly), each also with `, channels last`; `cohort`: replay, and in the local runtime many clients
         at once, which pays on a GPU and for models that are tiny; `auto`: replay on the CPU, with channels last for
-        convolutions; or `measure`: what a simulation finds fastest on its first client, printed, and kept when it is
-        resumed. It changes float rounding alone; only dropout on images draws other masks in another layout.
+        convolutions; or `measure`: what a simulation finds fastest on its first client, printed, and kept between runs
+        (`torch_plans`). It changes float rounding alone; only dropout on images draws other masks in another layout.
 
     Guarantees:
       Two fits with equal arguments give equal bits on one kind of machine, whatever was fitted in between. Dropout
@@ -174,8 +175,23 @@ class TorchModel(Model):
         """This model with its loop fixed, if it is to be measured."""
         if self.loop != "measure":
             return self
-        parts = plan.split("; ")
-        return replace(self, loop=parts[1] if plan else self._fastest(load(), work))
+        return replace(self, loop=plan.split("; ")[1] if plan else self._kept_or_fastest(load(), work))
+
+    def _kept_or_fastest(self, data: Any, work: LocalWork) -> str:
+        """The loop that was measured in an earlier run of the same, or what is measured now."""
+        device, columns = self._device(), [np.asarray(data[name]) for name in (*self.inputs, *self.targets)]
+        with _LOCK, _random(0, "cpu"):
+            network = str(self._build())
+        key = torch_plans.key_of(
+            network, sorted(self.shapes().items()), sorted(self.roles().items()), len(data), work.with_(lr=0.0),
+            [(one.shape[1:], str(one.dtype)) for one in columns], device, self.threads, self.precision,
+        )  # fmt: skip
+        kept = torch_plans.known(key, LOOPS)
+        if kept is not None:
+            log.warning("local training runs in the loop '%s', the fastest when it was measured before", kept)
+            return kept
+        torch_plans.keep(key, chosen := self._fastest(data, work))
+        return chosen
 
     def _fastest(self, data: Any, work: LocalWork) -> str:
         """Each loop in turn on some steps of this data, several times over; the one with the best time a client."""
