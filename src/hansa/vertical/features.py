@@ -105,7 +105,7 @@ def learns(label_owner: str, feature_owners: Sequence[str], to: str, least: int)
     """What each party learns from `relate`."""
     of_bins = "of each column of the others: the number of bins, and rows and positives in each, without its values"
     own = f"of each of its columns: the positives in each bin, of {least} rows or more"
-    found = {label_owner: ["how many columns each of the others asks about"]}
+    found = {label_owner: ["how many columns each of the others asks about, and how many bins each has"]}
     if to != "features":
         found[label_owner].append(of_bins)
     for name in feature_owners:
