@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,27 @@ def test_a_coordinator_takes_part_without_a_table(folder: Path) -> None:
     rows = [json.loads(process.communicate(timeout=60)[0])["rows"] for process in running]
     assert rows == [20, 20]
     assert "how many keys each group of owners shares, but not which" in done.stderr
+
+
+def test_owners_go_on_after_one_was_killed(folder: Path) -> None:
+    (folder / "bank.csv").write_text("id,age\n" + "".join(f"p{at},{at}\n" for at in range(1600)))
+    (folder / "shop.csv").write_text("customer,spent\n" + "".join(f"p{at},{at}\n" for at in range(1000, 2300)))
+    options = ["--yes", "--bucket-keys", "50", "--workers", "1"]
+    bank, shop = (start(folder, name, *options) for name in ("bank", "shop"))
+    done = folder / ".shop-aligned.csv.psi" / "match-002.npz"
+    until = time.monotonic() + 60
+    while not done.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    shop.kill()
+    shop.communicate()
+    _, lost = bank.communicate(timeout=60)
+    assert bank.returncode == 24 and "'shop' was lost" in lost
+    assert done.exists() and not (folder / "bank-aligned.csv").exists(), "no partial result"
+    ends = [(each, *each.communicate(timeout=120)) for each in [start(folder, name, *options) for name in NAMES[::2]]]
+    assert [process.returncode for process, _, _ in ends] == [0, 0], ends
+    bank_table, shop_table = (read_aligned(folder / f"{name}-aligned.csv") for name in NAMES[::2])
+    assert bank_table["age"].tolist() == shop_table["spent"].tolist()
+    assert sorted(bank_table["age"]) == list(range(1000, 1600)) and bank_table.alignment == shop_table.alignment
+    lines = [json.loads(line) for line in (folder / "bank.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["began", "ended", "began", "ended"]
+    assert len({line["run"] for line in lines}) == 1, "it began anew"
