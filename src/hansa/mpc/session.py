@@ -126,8 +126,8 @@ class Session:
 
         Args:
           module: the same class and sizes at every party.
-          owner: whose values count; None takes those of the first party, whose initial values the others then do not
-            know.
+          owner: whose values count; None takes those of the first party. Initial values that `connect`'s seed or the
+            program's own made are known to all; only training makes them secret.
         """
         whose = owner or self.names[0]
         return self._secret_module(module, lambda _, value: self.share(value, whose))
@@ -341,6 +341,9 @@ def connect(
 ) -> Session:  # fmt: skip
     """A session with the parties of a file, over mutual TLS; without arguments, as `hansa mpc` decided.
 
+    It seeds PyTorch alike at all parties, so that a new module, or a `DataLoader` that shuffles, draws the same
+    everywhere: those numbers are public.
+
     Args:
       parties: the file, or what was read from it; those of them that compute take part.
       identity: this party's identity file, of role `party`.
@@ -378,9 +381,11 @@ def connect(
             f"'{me}' does not compute, by the file of parties: it gives data with `hansa mpc share` and takes results "
             "with `hansa mpc reveal`."
         )
-    return Session(
+    session = Session(
         TlsMesh(str(identity), computing, digest, wait_s=wait_s, stall_s=stall_s), protocol, report=report, **options
     )
+    torch.manual_seed(int(torch.randint(1 << 62, (), generator=session.generator)))
+    return session
 
 
 def code_of(program: Path) -> bytes:
