@@ -103,6 +103,7 @@ def test_truncation_is_off_by_at_most_two_units(shift: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_truncation_is_right_in_ten_million_cases_up_to_the_range() -> None:
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -152,6 +153,7 @@ def test_a_changed_bit_in_any_message_is_caught() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_changed_bit_is_caught_in_a_thousand_tries() -> None:
     assert sum(caught(seed) for seed in range(1000)) == 1000
 

@@ -178,6 +178,7 @@ def test_a_dealer_that_is_ahead_waits_for_the_servers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ["aby3", "pond", "two_party"])
 def test_exact_truncation_is_right_in_ten_million_cases_up_to_the_range(kind: str) -> None:
     for seed in range(10):

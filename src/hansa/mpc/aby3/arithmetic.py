@@ -17,9 +17,9 @@ It never wraps for |z| < 2⁶². The fast kind takes two messages of 8 bytes and
 truncates each, which is off by 2^(64−f) with probability |z| / 2⁶³ for each element.
 """
 
-from hansa.mpc.aby3.share import Sharing, words_of
+from hansa.mpc.aby3.share import Sharing
 from hansa.mpc.protocol import Bilinear, Share
-from hansa.mpc.ring.words import Words, heavy, light
+from hansa.mpc.ring.words import Words, heavy, light, received
 
 _HALF = 1 << 62
 _LOW = (1 << 63) - 1
@@ -55,8 +55,7 @@ class Arithmetic(Sharing):
             return beta, alpha
         if self.me == 1:
             beta = self._with_next.draw_like(z)
-            raws = self.mesh.recv(self.next, "truncate")
-            masked, high, most = (words_of(raw, z) for raw in raws)
+            masked, high, most = (received(each, z) for each in self.mesh.recv(self.next, "truncate"))
             mine, other, mask = z + masked, self.previous, beta
         else:
             rho, high, most, alpha = (self._with_previous.draw_like(z) for _ in range(4))

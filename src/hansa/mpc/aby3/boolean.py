@@ -13,7 +13,7 @@ import torch
 
 from hansa.mpc.aby3.arithmetic import Arithmetic
 from hansa.mpc.protocol import Share
-from hansa.mpc.ring.words import Words, halves, heavy, light, narrowed, reversed_bits, stacked
+from hansa.mpc.ring.words import Words, halves, heavy_share, light_share, narrowed, reversed_bits, stacked
 
 _LOW = (1 << 63) - 1
 _TOP = -(1 << 63)
@@ -24,7 +24,7 @@ class Boolean(Arithmetic):
 
     def both(self, x: Share, y: Share) -> Share:
         """One message around, as long as the words."""
-        return _heavy(self._and(_light(x), _light(y)))
+        return heavy_share(self._and(light_share(x), light_share(y)))
 
     def _and(self, x: Share, y: Share) -> Share:
         z = x.parts[0] & (y.parts[0] ^ y.parts[1])
@@ -35,7 +35,7 @@ class Boolean(Arithmetic):
     def negative(self, x: Share) -> Share:
         """Eight messages one after another, 35 bytes an element in all from party 0."""
         shape = x.shape
-        a, b = self._summands(_light(x.map(lambda part: part.reshape(-1))), reverse=True)
+        a, b = self._summands(light_share(x.map(lambda part: part.reshape(-1))), reverse=True)
         carries, ways = self._and(a, b), a ^ b
         top = ways.map(lambda part: narrowed((part >> 63) & 1))
         # Bit 63 itself carries nowhere: it is made the identity of the tree.
@@ -49,18 +49,18 @@ class Boolean(Arithmetic):
         for width in (4, 2):
             g, p = self._level((g, _down(g, width)), (p, _down(p, width)))
         g = _down(g, 1) ^ self._and(_down(p, 1), g)
-        return _heavy((g ^ top).map(lambda part: (part & 1).reshape(shape)))
+        return heavy_share((g ^ top).map(lambda part: (part & 1).reshape(shape)))
 
     def bits(self, x: Share) -> Share:
         """Eight messages one after another: party 0's share, an and, and six levels of Kogge and Stone's adder."""
-        a, b = self._summands(_light(x), reverse=False)
+        a, b = self._summands(light_share(x), reverse=False)
         p = ways = a ^ b
         g = self._and(a, b)
         for distance in (1, 2, 4, 8, 16, 32):
             moved = Share(tuple(stacked(u, v) << distance for u, v in zip(g.parts, p.parts, strict=True)), True)
             both = self._and(Share(tuple(stacked(u, u) for u in p.parts), True), moved)
             g, p = g ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
-        return _heavy(ways ^ g.map(lambda part: part << 1))
+        return heavy_share(ways ^ g.map(lambda part: part << 1))
 
     def _level(self, g: tuple[Share, Share], p: tuple[Share, Share]) -> tuple[Share, Share]:
         """Two ands in one message: the pairs (low, high) combined."""
@@ -83,14 +83,6 @@ class Boolean(Arithmetic):
             return Share((self._with_previous.draw_like(first), none), True), Share((none, order(second)), True)
         hidden = self._recv(self.next, "summand", first)
         return Share((none, hidden), True), Share((order(first), none), True)
-
-
-def _light(x: Share) -> Share:
-    return Share(tuple(light(part) for part in x.parts), x.boolean)
-
-
-def _heavy(x: Share) -> Share:
-    return Share(tuple(heavy(part) for part in x.parts), x.boolean)
 
 
 def _down(x: Share, width: int) -> Share:

@@ -8,15 +8,13 @@ open        each party sends the share that the one before it lacks
 import secrets
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from hansa.core.checkpoint import Buffer
 from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
 from hansa.mpc.protocol import Protocol, Ring, Share
 from hansa.mpc.ring.random import KEY_BYTES, Prg
-from hansa.mpc.ring.words import Words
+from hansa.mpc.ring.words import Words, raw, received
 
 
 class Sharing(Protocol):
@@ -44,12 +42,12 @@ class Sharing(Protocol):
     # -- messages
 
     def _send(self, to: str, tag: str, *words: Words) -> None:
-        self.mesh.send(to, tag, [_raw(each) for each in words])
+        self.mesh.send(to, tag, [raw(each) for each in words])
 
     def _recv(self, sender: str, tag: str, like: Words) -> Words:
         """As many words as these, of their kind."""
-        (raw,) = self.mesh.recv(sender, tag)
-        return words_of(raw, like)
+        (buffer,) = self.mesh.recv(sender, tag)
+        return received(buffer, like)
 
     def _around(self, tag: str, words: Words) -> Words:
         """Sends to the party before, and receives as much from the party after."""
@@ -104,18 +102,3 @@ class Sharing(Protocol):
         third = self._recv(self.next, "open", share.parts[1])
         a, b = share.parts
         return a ^ b ^ third if share.boolean else a + b + third
-
-
-def _raw(words: Words) -> memoryview:
-    array = words if isinstance(words, np.ndarray) else words.contiguous().numpy()
-    view: memoryview = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return view
-
-
-def words_of(raw: Buffer, like: Words) -> Words:
-    """What was received, in the shape, dtype and kind of these."""
-    if isinstance(like, np.ndarray):
-        return np.frombuffer(raw, like.dtype).reshape(like.shape)
-    if not len(raw):
-        return torch.empty_like(like)
-    return torch.frombuffer(raw, dtype=like.dtype).reshape(like.shape)

@@ -20,6 +20,7 @@ https://eprint.iacr.org/2017/396).
 
 from hansa.mpc.pond.share import _DEALER, Sharing
 from hansa.mpc.protocol import Bilinear, Share
+from hansa.mpc.ring.words import heavy, light
 
 _HALF = 1 << 62
 _LOW = (1 << 63) - 1
@@ -33,8 +34,8 @@ class Arithmetic(Sharing):
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
         """One message each way, as long as the operands; of a square, as long as one."""
         square = x is y
-        a = self._random(x.shape)
-        b = a if square else self._random(y.shape)
+        a = self._random(x.parts[0])
+        b = a if square else self._random(y.parts[0])
         if self.me == _DEALER:
             return Share((self._deal(op(a, b)),))
         mine = [x.parts[0] - a] if square else [x.parts[0] - a, y.parts[0] - b]
@@ -47,13 +48,13 @@ class Arithmetic(Sharing):
         """Nothing without a shift; with one, a message each way (none with fast truncation)."""
         if not shift:
             return summands
-        (z,) = summands.parts
+        z = light(summands.parts[0])
         if self.fast_truncation:
-            return Share((-(-z >> shift) if self.me == 1 else z >> shift,))
-        r, top = self._random(z.shape), 63 - shift
+            return Share((heavy(-(-z >> shift) if self.me == 1 else z >> shift),))
+        r, top = self._random(z), 63 - shift
         high, most = self._deal((r & _LOW) >> shift), self._deal((r >> 63) & 1)
         if self.me == _DEALER:
-            return Share((high,))
+            return Share((heavy(high),))
         mine = z + r
         c = mine + self._swap("open masked", mine)[0]
         c += _HALF
@@ -62,4 +63,4 @@ class Arithmetic(Sharing):
         if self.me == 0:
             y += (c & _LOW) >> shift
             y -= (1 << (62 - shift)) + (sign << top)
-        return Share((y,))
+        return Share((heavy(y),))

@@ -1,10 +1,9 @@
 """Bits as numbers: b ⊕ m is opened, where the dealer gave the random bit m as a bit and as a number."""
 
-import torch
-
 from hansa.mpc.pond.boolean import Boolean
 from hansa.mpc.pond.share import _DEALER
 from hansa.mpc.protocol import Share
+from hansa.mpc.ring.words import heavy, light, widened
 
 
 class Conversion(Boolean):
@@ -12,12 +11,12 @@ class Conversion(Boolean):
 
     def to_arithmetic(self, bit: Share) -> Share:
         """One message each way of a bit's word, and 8 bytes an element from the dealer."""
-        (word,) = bit.parts
-        mask = self._random(word.shape, word.dtype, boolean=True)
-        number = self._deal((mask & 1).to(torch.int64))
+        word = light(bit.parts[0])
+        mask = self._random(word, boolean=True)
+        number = self._deal(widened(mask))
         if self.me == _DEALER:
-            return Share((number,))
+            return Share((heavy(number),))
         mine = word ^ mask
-        opened = ((mine ^ self._swap("masked bit", mine)[0]) & 1).to(torch.int64)
+        opened = widened(mine ^ self._swap("masked bit", mine)[0])
         number = number * (1 - 2 * opened)
-        return Share((number + opened if self.me == 0 else number,))
+        return Share((heavy(number + opened if self.me == 0 else number),))

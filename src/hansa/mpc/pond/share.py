@@ -16,6 +16,7 @@ from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
 from hansa.mpc.protocol import Protocol, Ring, Share
 from hansa.mpc.ring.random import KEY_BYTES, Prg
+from hansa.mpc.ring.words import Words, raw, received
 
 _DEALER = 2
 _WINDOW = 1 << 26  # bytes that the dealer may be ahead of the servers
@@ -52,52 +53,47 @@ class Sharing(Protocol):
 
     # -- messages
 
-    def _send(self, to: str, tag: str, *tensors: torch.Tensor) -> None:
-        self.mesh.send(to, tag, [each.contiguous().numpy().reshape(-1).view("u1").data for each in tensors])
+    def _send(self, to: str, tag: str, *words: Words) -> None:
+        self.mesh.send(to, tag, [raw(each) for each in words])
 
-    def _recv(self, sender: str, tag: str, *like: torch.Tensor) -> list[torch.Tensor]:
-        """As many tensors of the shapes and dtypes of these."""
-        buffers = self.mesh.recv(sender, tag)
-        return [
-            torch.frombuffer(raw, dtype=each.dtype).reshape(each.shape) if len(raw) else torch.empty_like(each)
-            for raw, each in zip(buffers, like, strict=True)
-        ]
+    def _recv(self, sender: str, tag: str, *like: Words) -> list[Words]:
+        """As many words as these, of their kinds."""
+        return [received(each, other) for each, other in zip(self.mesh.recv(sender, tag), like, strict=True)]
 
-    def _swap(self, tag: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    def _swap(self, tag: str, *words: Words) -> list[Words]:
         """Server to server."""
-        self._send(self.other, tag, *tensors)
-        return self._recv(self.other, tag, *tensors)
+        self._send(self.other, tag, *words)
+        return self._recv(self.other, tag, *words)
 
     # -- the dealer's gifts
 
-    def _random(self, shape: Sequence[int], dtype: torch.dtype = torch.int64, boolean: bool = False) -> torch.Tensor:
-        """A random secret: at a server its share, at the dealer the whole."""
-        size = torch.Size(shape)
+    def _random(self, like: Words, boolean: bool = False) -> Words:
+        """A random secret of this shape, dtype and kind: at a server its share, at the dealer the whole."""
         if self.me != _DEALER:
-            return self._keys[_DEALER].draw(size, dtype)
-        mine, theirs = self._keys[0].draw(size, dtype), self._keys[1].draw(size, dtype)
+            return self._keys[_DEALER].draw_like(like)
+        mine, theirs = self._keys[0].draw_like(like), self._keys[1].draw_like(like)
         return mine ^ theirs if boolean else mine + theirs
 
-    def _deal(self, value: torch.Tensor, boolean: bool = False) -> torch.Tensor:
-        """A secret that the dealer knows: its value there, anything of its shape and dtype at the servers.
+    def _deal(self, value: Words, boolean: bool = False) -> Words:
+        """A secret that the dealer knows: its value there, anything of its shape, dtype and kind at the servers.
 
         Returns:
           The share at a server, zeros at the dealer.
         """
         if self.me == 0:
-            return self._keys[_DEALER].draw(value.shape, value.dtype)
-        self._dealt += value.numel() * value.element_size()
+            return self._keys[_DEALER].draw_like(value)
+        self._dealt += value.nbytes
         ahead, self._dealt = self._dealt >= _WINDOW, self._dealt % _WINDOW
         if self.me == 1:
             (share,) = self._recv(self.names[_DEALER], "deal", value)
             if ahead:
                 self.mesh.send(self.names[_DEALER], "go on", [])
             return share
-        mask = self._keys[0].draw(value.shape, value.dtype)
+        mask = self._keys[0].draw_like(value)
         self._send(self.names[1], "deal", value ^ mask if boolean else value - mask)
         if ahead:
             self.mesh.recv(self.names[1], "go on")
-        return torch.zeros_like(value)
+        return value ^ value
 
     # -- in and out
 

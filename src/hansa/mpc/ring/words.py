@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from hansa.core.checkpoint import Buffer
 from hansa.mpc.protocol import Share
 
 Words: TypeAlias = Any
@@ -43,6 +44,32 @@ def narrowed(words: Words) -> Words:
 def widened(words: Words) -> Words:
     """Bit 0, as int64."""
     return (words & 1).astype(np.int64) if isinstance(words, np.ndarray) else (words & 1).to(torch.int64)
+
+
+def light_share(x: Share) -> Share:
+    """Part by part."""
+    return Share(tuple(light(part) for part in x.parts), x.boolean)
+
+
+def heavy_share(x: Share) -> Share:
+    """Part by part."""
+    return Share(tuple(heavy(part) for part in x.parts), x.boolean)
+
+
+def raw(words: Words) -> memoryview:
+    """As a message."""
+    array = words if isinstance(words, np.ndarray) else words.contiguous().numpy()
+    view: memoryview = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return view
+
+
+def received(buffer: Buffer, like: Words) -> Words:
+    """A message, in the shape, dtype and kind of these."""
+    if isinstance(like, np.ndarray):
+        return np.frombuffer(buffer, like.dtype).reshape(like.shape)
+    if not len(buffer):
+        return torch.empty_like(like)
+    return torch.frombuffer(buffer, dtype=like.dtype).reshape(like.shape)
 
 
 def halves(x: Share, dtype: torch.dtype) -> tuple[Share, Share]:
