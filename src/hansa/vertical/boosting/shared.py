@@ -54,7 +54,8 @@ class SharedBoosting(Boosting):
         "labels' owner": ("the leaves' values, and which of its own columns split which nodes, where",),
         "other owners": ("which of their own columns split which nodes, where",),
         "a helper": (
-            "how many rows, candidates and trees there are, as everybody; no value, unless two computing parties collude",
+            "how many rows, candidates and trees there are, as everybody",
+            "no value, unless two computing parties collude",
         ),
         "prediction": ("the labels' owner: the prediction of each row",),
     }
