@@ -93,6 +93,7 @@ class _Bar:
         self._progress: Any = None
         self._task: Any = None
         self._began = self._said = 0.0
+        self._first = 0
 
     def __enter__(self) -> "_Bar":
         if sys.stderr.isatty() and not settings.json:
@@ -108,11 +109,11 @@ class _Bar:
         """Takes how many keys are done, of how many."""
         now = time.monotonic()
         if not self._began:
-            self._began = self._said = now
+            self._began, self._said, self._first = now, now, done
             if self._progress is not None:
                 self._progress.start()
                 self._task = self._progress.add_task("keys", total=total, rate="")
-        rate = f"{done / (now - self._began):,.0f} keys/s" if now > self._began else ""
+        rate = f"{(done - self._first) / (now - self._began):,.0f} keys/s" if done > self._first else ""
         if self._progress is not None:
             self._progress.update(self._task, completed=done, total=total, rate=rate)
         elif now - self._said > self._EVERY_S:

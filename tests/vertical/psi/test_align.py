@@ -68,11 +68,15 @@ def test_buckets_give_the_same_rows(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing of the keys stays on the disk"
 
 
-def test_only_the_declared_owner_learns() -> None:
+def test_only_the_declared_owner_learns(tmp_path: Path) -> None:
     given = tables(30)
-    found = each(TWO, lambda mesh: intersect(mesh, given[mesh.me], columns(mesh.me), learns=["shop"], **ONE))
-    assert found["bank"] is None and found["shop"] is not None
-    assert sorted(found["shop"].rows.tolist()) == list(range(47, 77))
+
+    def play(mesh: LocalMesh) -> Any:
+        return intersect(mesh, given[mesh.me], columns(mesh.me), learns=["shop"], folder=tmp_path / mesh.me, **ONE)
+
+    found = each(TWO, play)
+    assert found["bank"] is None and not (tmp_path / "bank").exists()
+    assert found["shop"] is not None and sorted(found["shop"].rows.tolist()) == list(range(47, 77))
 
 
 def test_what_each_party_learns_is_said_and_has_to_be_accepted(capsys: pytest.CaptureFixture[str]) -> None:

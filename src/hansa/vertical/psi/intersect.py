@@ -141,6 +141,8 @@ def intersect(
         if audit is not None:
             audit.end(session, error=type(error).__name__)
         raise
+    if found is None:
+        state.remove()
     if audit is not None:
         told = {} if found is None else {"shared": len(found), "alignment": found.alignment.hex()}
         audit.end(session, **told)
