@@ -212,7 +212,7 @@ def logistic() -> nn.Module:
     return nn.Linear(60, 10)
 
 
-def tiny(rounds: int = 4, count: int = 1000) -> None:
+def tiny(rounds: int = 3, count: int = 1000) -> None:
     rng = np.random.default_rng(0)
     data = [Dataset(x=rng.normal(size=(50, 60)).astype("float32"), y=rng.integers(0, 10, 50)) for _ in range(count)]
     clients, work = Clients.of({f"{i:04d}": one for i, one in enumerate(data)}), hansa.LocalWork(0.1, 1, batch_size=10)

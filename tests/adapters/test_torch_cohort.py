@@ -127,6 +127,15 @@ def test_clients_of_different_work_are_stacked_apart():
     same(model, some_data((33, 33, 33, 33)), works)
 
 
+def test_clients_whose_frozen_tensors_differ_are_not_stacked(together):
+    model = TorchModel(mlp, F.cross_entropy, dtype="float64", loop="cohort", frozen=("0.*",))
+    starts, asked = [model.init(0), model.init(1)], LocalWork(lr=0.1, epochs=1, batch_size=10)
+    rngs = [np.random.default_rng(seed) for seed in range(2)]
+    found = model.fit_cohort(starts, some_data((33, 33)), [asked] * 2, rngs)
+    assert together == [33, 33]
+    assert all((one.params["0.weight"] == start["0.weight"]).all() for one, start in zip(found, starts, strict=True))
+
+
 def test_batch_norm_keeps_to_clients_of_equal_batches(caplog, together):
     model = TorchModel(normed, F.cross_entropy, dtype="float64", loop="cohort")
     with caplog.at_level(logging.INFO, "hansa.plan"):

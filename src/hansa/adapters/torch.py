@@ -265,8 +265,12 @@ class TorchModel(Model):
             network = kept.network
             network.load(given[0][0])
             network.train()
-            visits = []
+            visits, still = [], [name for name in network.parameters if name not in network.trained]
             for params, data, work, batches, _ in given:
+                mismatch(self.shapes(), params.shapes, "the parameters")
+                if any(not _equal(params[name], given[0][0][name]) for name in still):
+                    log.info("clients are trained one by one: their frozen tensors differ")
+                    return [None] * len(given)
                 check_terms(work, {name: tuple(weight.shape) for name, weight in network.trained.items()})
                 columns = Columns(data, self.inputs, self.targets, network.dtype, device)
                 visits.append(Visit(params, columns, work, batches))
@@ -429,6 +433,10 @@ _DTYPES = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bo
 
 def _beside(array: Any, like: Any) -> Any:
     return torch.as_tensor(np.array(array), dtype=like.dtype, device=like.device)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return one is other or bool((one == other).all())
 
 
 def _drawn(work: LocalWork, examples: int, rng: np.random.Generator) -> tuple[list[np.ndarray], int]:

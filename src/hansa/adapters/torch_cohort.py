@@ -89,8 +89,8 @@ class Cohort:
         found: list[Fit | None] = [None] * len(visits)
         kinds: dict[Any, list[int]] = {}
         for i, visit in enumerate(visits):
-            kinds.setdefault(_kind(visit), []).append(i)
-        for kind, members in kinds.items():
+            kinds.setdefault((_kind(visit), visit.work.lr), []).append(i)
+        for (kind, _), members in kinds.items():
             padded = self._rowwise and all(_counts(visits[i].source, self._task) for i in members)
             known = len(self._refused)
             if not (padded and self._together(kind, True, visits, members, found)):
@@ -111,14 +111,16 @@ class Cohort:
         """Fills in what can be trained in one way; False if it cannot be done in this way."""
         if (kind, padded) in self._refused:
             return False
-        try:
-            for bucket in buckets([visits[i].sizes for i in members], WASTE if padded else 0.0):
+        for bucket in buckets([visits[i].sizes for i in members], WASTE if padded else 0.0):
+            try:
                 for chunk in self._chunks(kind, visits, [members[i] for i in bucket]):
                     for i, fit in zip(chunk, self._fit(kind, [visits[i] for i in chunk]), strict=True):
                         found[i] = fit
-        except Untraceable as reason:
-            self._refused[kind, padded] = str(reason)
-            return False
+            except Untraceable as reason:
+                if LONE in str(reason) and not padded:  # batch norm: the plain loop knows to leave such a step out
+                    continue
+                self._refused[kind, padded] = str(reason)
+                return False
         return True
 
     def _chunks(self, kind: Any, visits: Sequence[Visit], bucket: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -134,19 +136,14 @@ class Cohort:
 
     # -- one chunk
 
-    def _fit(self, kind: Any, visits: Sequence[Visit]) -> list[Fit | None]:
+    def _fit(self, kind: Any, visits: Sequence[Visit]) -> list[Fit]:
         clients, work, source = len(visits), visits[0].work, visits[0].source
         sizes, state = table([visit.sizes for visit in visits]), self._state(visits)
         sums = _Sums(self._task, self._measures, clients)
         after: list[Tensors] = [EMPTY] * clients
         row_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in source.shapes(1))
         for run in runs(sizes, max(1, CHUNK_BYTES // (clients * row_bytes))):
-            try:
-                step = self._loop(kind, visits, run)
-            except Untraceable as reason:
-                if LONE in str(reason) and not run.padded:  # batch norm: the plain loop knows to leave such a step out
-                    return [None] * clients
-                raise
+            step = self._loop(kind, visits, run)
             columns, steps = self._columns(visits, run), run.last - run.first
             stores = [torch.empty((steps, *shape), dtype=kind, device=columns[0].device) for shape, kind in step.like]
             step.loop(flat(state), columns, rate(work), stores)
@@ -178,12 +175,10 @@ class Cohort:
             return []
         whole = state["weights"] | {n: one for n, one in state["others"].items() if n not in self._network.parameters}
         rows = torch.as_tensor(clients, device=next(iter(state["weights"].values())).device)
-        copies = {name: one.index_select(0, rows).cpu().numpy() for name, one in whole.items() if name in self._saved}
+        copies = {
+            name: one.index_select(0, rows).cpu().numpy() for name, one in whole.items() if name in self._network.names
+        }
         return [{name: one[k] for name, one in copies.items()} for k in range(len(clients))]
-
-    @property
-    def _saved(self) -> frozenset[str]:
-        return self._network.names
 
     def _columns(self, visits: Sequence[Visit], run: Run) -> list[Any]:
         """Batches of a run of steps: inputs, what each row counts if there is padding, and targets.
@@ -368,9 +363,9 @@ def memory_bytes(device: str) -> int:
 
 
 def _kind(visit: Visit) -> Any:
-    """What clients must share to be stacked: all of their work but the values of its terms."""
+    """What a stacked step depends on: all of the work but lr, which is its argument, and the values of its terms."""
     work = visit.work
-    plain = work.with_(correction=EMPTY, mask=EMPTY, epochs=None, steps=1)
+    plain = work.with_(lr=0.0, correction=EMPTY, mask=EMPTY, epochs=None, steps=1)
     return (plain, tuple(work.correction), tuple(work.mask), visit.source.shapes(1))
 
 
