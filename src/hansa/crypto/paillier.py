@@ -84,7 +84,7 @@ class PublicKey:
         return cls(gmpy2.mpz(int.from_bytes(n, "little")), gmpy2.mpz(int.from_bytes(h, "little")))
 
     def numbers(self) -> tuple[bytes, bytes]:
-        """n and h, to be sent."""
+        """The public numbers n and h, to be sent."""
         return int(self.n).to_bytes(self.size_bytes // 2, "little"), int(self.h).to_bytes(self.size_bytes, "little")
 
     def encrypt(self, values: Sequence[int], entropy: Entropy = secrets.token_bytes) -> list[Ciphertext]:
