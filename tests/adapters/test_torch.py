@@ -1,6 +1,7 @@
 """The PyTorch adapter: the reference's numbers, purity, and what modules and losses of all kinds need."""
 
 import functools
+import os
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+import hansa  # noqa: E402
 from hansa.adapters.numpy import LinearModel, MLPModel  # noqa: E402
 from hansa.adapters.torch import TorchModel  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
@@ -329,6 +331,33 @@ def test_float32_stays_float32_and_half_precision_is_refused_or_widened(data):
     assert TorchModel(half, F.cross_entropy, dtype="float32").shapes()["0.weight"][1] == "float32"
     with pytest.raises(ConfigError, match="dtype='float16'"):
         TorchModel(mlp, F.cross_entropy, dtype="float16")
+
+
+def mnist_2nn():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("HANSA_DATA" not in os.environ, reason="needs HANSA_DATA with MNIST")
+def test_bfloat16_learns_mnist_as_well_as_float32():
+    train, test = hansa.data.mnist()
+    clients = hansa.data.partition(train, hansa.data.IID(), clients=100, seed=1)
+    reached = {}
+    for precision in (None, "bf16"):
+        job = hansa.Job(
+            model=TorchModel(mnist_2nn, F.cross_entropy, precision=precision),
+            algorithm=hansa.FedAvg(LocalWork(lr=0.2, epochs=1, batch_size=10)),
+            pipeline=hansa.Pipeline([hansa.WeightedMean()], hansa.Sum()),
+            cohort=10,
+            rounds=20,
+            evaluation=hansa.Evaluation(data=test, every=20),
+        )
+        reached[precision] = hansa.train(job, clients).rounds[-1].central["accuracy"]
+    assert reached[None] > 0.94
+    assert reached["bf16"] > reached[None] - 0.003
 
 
 def test_parameters_of_other_names_or_shapes_are_refused(data):
