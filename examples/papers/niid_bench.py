@@ -4,7 +4,8 @@
 
 All ten clients take part in every round, in batches of 64. Labels are shared out by Dirichlet(0.5), or two to a client.
 The paper has 50 rounds of ten epochs with momentum; this has 8 rounds of one epoch of plain SGD, a ten times larger
-step making up for the momentum, which SCAFFOLD does without.
+step making up for the momentum, which SCAFFOLD does without; on two labels, where that step makes SCAFFOLD diverge,
+half of it and 24 rounds.
 
 Source: Li, Diao, Chen, He: Federated Learning on Non-IID Data Silos: An Experimental Study, 2022, table 3,
 https://arxiv.org/abs/2102.02079
@@ -27,6 +28,7 @@ ALGORITHMS = {
     "FedNova": hansa.FedNova,
 }
 SPLITS = {"Dirichlet(0.5)": hansa.data.Dirichlet(alpha=0.5, min_examples=10), "two labels": hansa.data.Pathological(2)}
+SETTINGS = {"Dirichlet(0.5)": (0.1, 8), "two labels": (0.05, 24)}  # learning rate, rounds
 PUBLISHED = {
     "Dirichlet(0.5)": {"FedAvg": 0.9889, "SCAFFOLD": 0.9907, "FedProx": 0.9902, "FedNova": 0.9803},
     "two labels": {"FedAvg": 0.9686, "SCAFFOLD": 0.9692, "FedProx": 0.9685, "FedNova": 0.9665},
@@ -47,7 +49,8 @@ def learn(split: str, name: str, quick: bool, processes: int) -> Line:
     """Test accuracy by round of one algorithm on one split."""
     train, test = images(quick)
     clients = hansa.data.partition(train, SPLITS[split], clients=5 if quick else 10, seed=1)
-    work = hansa.LocalWork(lr=0.1, epochs=1, batch_size=5 if quick else 64)
+    lr, rounds = SETTINGS[split]
+    work = hansa.LocalWork(lr=lr, epochs=1, batch_size=5 if quick else 64)
     # SCAFFOLD counts every client the same; the others weight by examples, as the paper does.
     mean = hansa.UniformMean() if name == "SCAFFOLD" else hansa.WeightedMean()
     job = hansa.Job(
@@ -56,7 +59,7 @@ def learn(split: str, name: str, quick: bool, processes: int) -> Line:
         algorithm=ALGORITHMS[name](work),
         pipeline=hansa.Pipeline([mean], hansa.Sum()),
         cohort=len(clients),
-        rounds=3 if quick else 8,
+        rounds=3 if quick else rounds,
         evaluation=hansa.Evaluation(data=test),
         seed=1,
     )
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, Line]]:
         for name, line in lines.items()
     ]
     table(["accuracy, %", "ours", "published"], rows)
-    draw(options.picture, found, xlabel="round", ylabel="accuracy", ylim=(0 if options.quick else 0.8, 1))
+    draw(options.picture, found, xlabel="round", ylabel="accuracy", ylim=(0 if options.quick else 0.6, 1))
     return found
 
 
