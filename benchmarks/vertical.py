@@ -1,6 +1,6 @@
 """Different columns of the same people: the figures of alignment and of each algorithm, over mutual TLS on loopback.
 
-    python benchmarks/vertical.py [psi] [glm] [split] …
+    python benchmarks/vertical.py [psi] [glm] [boosting] [shares] [split]
 
 Each line is a figure: name, value, unit, and what it is held against.
 
@@ -8,6 +8,8 @@ psi: private set intersection of 2¹⁶ keys each; `benchmarks/psi.py` takes oth
 
 glm: logistic regression of 30,000 rows, 13 columns and the labels at one owner, 10 at the other; one epoch in batches
 of 1,024. The seconds hold sharing, training and opening; AUC is that of scikit-learn's fit of the joined table.
+
+boosting, shares: boosted trees by encrypted gradients, and on shares; see `benchmarks/boosting.py`.
 
 split: rows a second of a network cut in two, a process and a thread each, over those of the uncut network on one thread
 beside it in the same run; medians of epochs that take turns.
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import boosting
 import numpy as np
 import psi
 import torch
@@ -129,7 +132,9 @@ def split() -> None:
             figure(f"split learning, {name}, {micro_batches} under way", speed, "rows/s", against)
 
 
-SECTIONS: dict[str, Callable[[], None]] = {"psi": psi.two_owners, "glm": glm, "split": split}
+SECTIONS: dict[str, Callable[[], None]] = {
+    "psi": psi.two_owners, "glm": glm, "boosting": boosting.encrypted, "shares": boosting.shares, "split": split,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for section in sys.argv[1:] or SECTIONS:
