@@ -99,6 +99,24 @@ def test_the_same_messages_in_one_process_and_over_tls(identities: Path, parties
         assert counted[mesh.me] == mesh.counters
 
 
+@pytest.mark.slow
+def test_a_party_that_computes_for_long_with_full_buffers_is_not_lost(identities: Path, parties: Parties) -> None:
+    large = bytes(40 << 20)
+
+    def play(mesh: Mesh) -> int:
+        if mesh.me == "bank":
+            mesh.send("shop", "large", [large])
+            return len(mesh.recv("shop", "done")[0])
+        if mesh.me == "shop":
+            time.sleep(8)
+            got = mesh.recv("bank", "large")
+            mesh.send("bank", "done", [b"!"])
+            return len(got[0])
+        return 0
+
+    assert sorted(over_tls(identities, parties, play)) == [0, 1, len(large)]
+
+
 def test_another_tag_is_a_difference_of_programs(identities: Path, parties: Parties) -> None:
     def play(mesh: Mesh) -> None:
         mesh.send(mesh.peers[0], f"from {mesh.me}", [b"x"])

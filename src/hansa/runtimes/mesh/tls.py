@@ -320,7 +320,10 @@ class TlsMesh(Mesh):
                 continue
             self._fail(self._last_words(gone[0]) or _lost(gone[0]), gone[0])
             time.sleep(_GRACE_S / 4)  # the others shall hear it before this party is seen to go
-            for link in self._in.values():
+            for link in (
+                *self._in.values(),
+                self._out[gone[0]],
+            ):  # a host that vanished would keep a sender for minutes
                 with suppress(OSError):
                     link.socket.shutdown(socket.SHUT_RDWR)
 
@@ -329,7 +332,7 @@ class _Out:
     """A connection that this party writes."""
 
     def __init__(self, link: ssl.SSLSocket) -> None:
-        self._socket = link
+        self.socket = link
         link.settimeout(None)
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._pending = 0
@@ -342,7 +345,7 @@ class _Out:
             raise self._error
         with self._lock:
             if size <= _SMALL and not self._pending:
-                self._socket.sendall(b"".join((head, *views)) if views else head)
+                self.socket.sendall(b"".join((head, *views)) if views else head)
                 return
             self._pending += 1
         if self._thread is None:
@@ -354,10 +357,10 @@ class _Out:
         while (job := self._queue.get()) is not None:
             head, views = job
             try:
-                self._socket.sendall(head)
+                self.socket.sendall(head)
                 for view in views:
                     for at in range(0, len(view), _PIECE):
-                        self._socket.sendall(view[at : at + _PIECE])
+                        self.socket.sendall(view[at : at + _PIECE])
             except OSError as error:
                 self._error = error
                 return
@@ -370,7 +373,7 @@ class _Out:
             self._queue.put(None)
             self._thread.join(_FAREWELL_S)
         with suppress(OSError):
-            self._socket.close()
+            self.socket.close()
 
 
 class _In:
@@ -427,7 +430,9 @@ def _exactly(link: ssl.SSLSocket, size: int) -> memoryview:
 def _tuned(raw: socket.socket) -> socket.socket:
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 2), ("TCP_USER_TIMEOUT", 4000)):
+    # A host that vanished is seen on the connection that it writes, which is silent then. No TCP_USER_TIMEOUT: it would
+    # also end a connection whose reader is alive and computes for longer, with its buffers full.
+    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 2)):
         if hasattr(socket, name):
             raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
