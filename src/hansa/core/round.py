@@ -150,7 +150,8 @@ class Round:
     def _settle(self, over: bool = False) -> None:
         if self.phase != Phase.OPEN:
             return
-        here, coming = len(self._replies), len(self.outstanding)
+        here = len(self._replies)
+        coming = len(self._wanted) - here - len(self._gone)  # who answered is not gone
         if here >= self._enough or (here >= self._quorum and (over or not coming)):
             self.phase = Phase.CLOSED
         elif over or here + coming < self._quorum:
