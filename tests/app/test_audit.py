@@ -73,7 +73,8 @@ def test_strict_fails_where_anything_leaks_and_writes_the_report_all_the_same(fo
     done = hansa("--format", "json", "audit", "job.py", "--shadows", "6", "--strict")
     assert done.code == 1 and "this job leaks" in done.err
     events = [json.loads(line) for line in done.out.splitlines()]
-    assert [event["event"] for event in events] == ["finding", "finding", "finding", "report"]
+    assert [event["event"] for event in events] == ["finding"] * 4 + ["report"]
+    assert [event["attack"] for event in events[:4]] == ["reading", "membership", "canaries", "lying server"]
     assert (folder / "audit" / "report.json").exists()
 
 

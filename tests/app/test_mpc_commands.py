@@ -221,7 +221,10 @@ def test_other_arguments_are_another_program(league: Path, script: Path, monkeyp
     monkeypatch.setattr(
         "hansa.mpc.session.TlsMesh", lambda *given, **_: seen.append(given[2]) or LocalMesh.of(["a"])[0]
     )
-    monkeypatch.setattr("hansa.mpc.session.Session", lambda *_, **__: None)
+    import torch
+
+    session = types.SimpleNamespace(generator=torch.Generator())
+    monkeypatch.setattr("hansa.mpc.session.Session", lambda *_, **__: session)
     for arguments in (["--lr", "0.1"], ["--lr", "0.2"], ["--lr", "0.1"]):
         place = Place(script=str(script), arguments=arguments, parties=str(league / "parties.toml"),
                       identity=str(league / "bank.pem"))  # fmt: skip

@@ -320,12 +320,11 @@ class TlsMesh(Mesh):
                 continue
             self._fail(self._last_words(gone[0]) or _lost(gone[0]), gone[0])
             time.sleep(_GRACE_S / 4)  # the others shall hear it before this party is seen to go
-            for link in (
-                *self._in.values(),
-                self._out[gone[0]],
-            ):  # a host that vanished would keep a sender for minutes
+            # A host that vanished would keep whoever sends to it for minutes.
+            links = [link.socket for link in self._in.values()]
+            for link in (*links, self._out[gone[0]].socket):
                 with suppress(OSError):
-                    link.socket.shutdown(socket.SHUT_RDWR)
+                    link.shutdown(socket.SHUT_RDWR)
 
 
 class _Out:
