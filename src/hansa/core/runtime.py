@@ -238,3 +238,9 @@ class Mesh(ABC):
     @abstractmethod
     def recv(self, sender: str, tag: str, deadline_s: float | None = None) -> list[Buffer]:
         """The buffers that `sender` sent under `tag`; Unreachable after the deadline, ProtocolError for another tag."""
+
+    def exchange(self, tag: str, content: bytes) -> dict[str, bytes]:
+        """What every party says under `tag`, by name, this one's `content` among it; all parties call it together."""
+        for peer in self.peers:
+            self.send(peer, tag, [content])
+        return {self.me: content, **{peer: bytes(self.recv(peer, tag)[0]) for peer in self.peers}}

@@ -296,10 +296,8 @@ class Session:
     def _agree(self, what: str, mine: bytes, remedy: str = "run the same program everywhere") -> None:
         """Refuses to go on unless all parties have the same."""
         digest = hashlib.sha256(mine).digest()
-        for peer in self.mesh.peers:
-            self.mesh.send(peer, what, [digest])
-        for peer in self.mesh.peers:
-            if bytes(self.mesh.recv(peer, what)[0]) != digest:
+        for peer, theirs in self.mesh.exchange(what, digest).items():
+            if theirs != digest:
                 raise ConfigError(f"party '{peer}' has other {what}: {remedy}.")
 
     def _common_seed(self) -> bytes:

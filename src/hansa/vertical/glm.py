@@ -248,11 +248,7 @@ class _Meeting:
         width = 0 if mine.x is None else mine.x.shape[1]
         outputs = 0 if mine.y is None else mine.y.shape[1]
         head = [width, mine.rows, mine.alignment.hex(), outputs, mine.weight is not None]
-        heads: dict[str, list[Any]] = {session.me: head}
-        for peer in session.mesh.peers:
-            session.mesh.send(peer, "columns", [json.dumps(head).encode()])
-        for peer in session.mesh.peers:
-            heads[peer] = json.loads(bytes(session.mesh.recv(peer, "columns")[0]))
+        heads = _told(session, "columns", head)
         owners = tuple(name for name in session.names if heads[name][0])
         labelled = [name for name in owners if heads[name][3]]
         if len(labelled) != 1:
@@ -294,6 +290,12 @@ class _Meeting:
         return mask
 
 
+def _told(session: Session, what: str, mine: Any) -> dict[str, Any]:
+    """What every party says, by name, as plain values."""
+    told = session.mesh.exchange(what, json.dumps(mine).encode())
+    return {name: json.loads(content) for name, content in told.items()}
+
+
 def _placed(start: NDArray[np.float64] | None, meeting: _Meeting) -> NDArray[np.float64] | None:
     """Coefficients of zero but for the intercepts, at the label owner."""
     if start is None:
@@ -313,11 +315,7 @@ class _Kept:
     @classmethod
     def of(cls, session: Session, folder: Path | None, run: str) -> "_Kept | None":
         """In a folder of its own for each kind of run; None if no party keeps anything."""
-        keeps = {session.me: folder is not None}
-        for peer in session.mesh.peers:
-            session.mesh.send(peer, "keeps", [bytes([folder is not None])])
-        for peer in session.mesh.peers:
-            keeps[peer] = bytes(session.mesh.recv(peer, "keeps")[0]) == b"\1"
+        keeps = _told(session, "keeps", folder is not None)
         if len(set(keeps.values())) > 1:
             without = [name for name in session.names if not keeps[name]]
             raise ConfigError(f"the parties {without} gave no folder to keep shares in: all give one, or none does.")
@@ -326,12 +324,8 @@ class _Kept:
     def newest(self) -> tuple[int, torch.Tensor | None]:
         """The epochs that all parties have behind them, and the secret state after them."""
         folders = [path for path in self.folder.glob("epoch-*") if Path(place_of(str(path), self.session.me)).exists()]
-        mine = {int(path.name.removeprefix("epoch-")) for path in folders}
-        common, mesh = set(mine), self.session.mesh
-        for peer in mesh.peers:
-            mesh.send(peer, "epochs", [json.dumps(sorted(mine)).encode()])
-        for peer in mesh.peers:
-            common &= set(json.loads(bytes(mesh.recv(peer, "epochs")[0])))
+        mine = [int(path.name.removeprefix("epoch-")) for path in folders]
+        common = set(mine).intersection(*_told(self.session, "epochs", mine).values())
         if not common:
             return 0, None
         state = self.session.load(str(self.folder / f"epoch-{max(common)}"))
@@ -586,11 +580,7 @@ class FittedGlm:
 def _present(session: Session, mine: NDArray[np.float64] | None, alignment: bytes) -> tuple[list[str], int]:
     """Who has a part of the score, and of how many rows."""
     head = [None if mine is None else len(mine), alignment.hex()]
-    heads: dict[str, list[Any]] = {session.me: head}
-    for peer in session.mesh.peers:
-        session.mesh.send(peer, "rows", [json.dumps(head).encode()])
-    for peer in session.mesh.peers:
-        heads[peer] = json.loads(bytes(session.mesh.recv(peer, "rows")[0]))
+    heads = _told(session, "rows", head)
     owners = [name for name in session.names if heads[name][0] is not None]
     if not owners:
         raise ConfigError("no party gave a table: each owner gives its columns of the rows to predict.")

@@ -116,10 +116,7 @@ class AlignedTable:
           ConfigError: another party's is not; names it.
         """
         mine = self.alignment + len(self).to_bytes(8, "little")
-        for peer in mesh.peers:
-            mesh.send(peer, "alignment", [mine])
-        for peer in mesh.peers:
-            theirs = bytes(mesh.recv(peer, "alignment")[0])
+        for peer, theirs in mesh.exchange("alignment", mine).items():
             if theirs != mine:
                 raise ConfigError(
                     f"the table of '{peer}' is of another alignment than that of '{mesh.me}' ({len(self)} rows, "

@@ -246,8 +246,7 @@ def _sides_of(peer: str, part: Boosted, rows: int, raw: bytes) -> dict[tuple[int
 
 
 def _agree(mesh: Mesh, settings: Boosting) -> None:
-    for peer in mesh.peers:
-        mesh.send(peer, "settings", [settings.digest()])
-    for peer in mesh.peers:
-        if bytes(mesh.recv(peer, "settings")[0]) != settings.digest():
+    mine = settings.digest()
+    for peer, theirs in mesh.exchange("settings", mine).items():
+        if theirs != mine:
             raise ConfigError(f"'{peer}' has other settings of boosting than '{mesh.me}': give the same everywhere.")
