@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import figure
 from parties import play
 from sklearn.metrics import roc_auc_score
 
@@ -24,10 +25,6 @@ from hansa.mpc import Session
 from hansa.vertical import AlignedTable
 from hansa.vertical.boosting import EncryptedBoosting, predict
 from hansa.vertical.boosting.shared import SharedBoosting, predict_shared
-
-
-def figure(name: str, value: float, unit: str, against: str) -> None:
-    print(f"{name}: {value:.4g} {unit}  ({against})", flush=True)
 
 
 def credit(rows: int = 30_000, columns: int = 23, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:

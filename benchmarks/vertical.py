@@ -25,6 +25,7 @@ import boosting
 import numpy as np
 import psi
 import torch
+from figures import figure
 from parties import play
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -34,10 +35,6 @@ from hansa.core.runtime import Mesh
 from hansa.mpc.session import Session
 from hansa.vertical import AlignedTable, Glm
 from hansa.vertical.split import SplitLearning, pieces
-
-
-def figure(name: str, value: float, unit: str, against: str) -> None:
-    print(f"{name}: {value:.4g} {unit}  ({against})", flush=True)
 
 
 def credit(rows: int = 30_000, columns: int = 23, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
