@@ -7,12 +7,13 @@ same owners in a window of time. A run counts from when it begins, also if it fa
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hansa.core.errors import ConfigError, PolicyError, require
+from hansa.core.errors import ConfigError, HansaError, PolicyError, require
 from hansa.crypto.private_file import locked
 from hansa.vertical.psi.terms import Session
 
@@ -85,6 +86,26 @@ class Audit:
         except (ValueError, AssertionError, AttributeError):
             raise ConfigError(f"{self.path} is no audit file of intersections: move it away.") from None
         return lines
+
+
+@contextmanager
+def recorded(audit: Audit | None, session: Session) -> Iterator[dict[str, Any]]:
+    """Records one run from its beginning to its end, also one that fails; the body fills in how it ended.
+
+    Raises:
+      PolicyError, ConfigError: as `Audit.begin`, before the body runs.
+    """
+    result: dict[str, Any] = {}
+    if audit is None:
+        yield result
+        return
+    audit.begin(session)
+    try:
+        yield result
+    except HansaError as error:
+        audit.end(session, error=type(error).__name__)
+        raise
+    audit.end(session, **result)
 
 
 def _id(session: Session) -> str:

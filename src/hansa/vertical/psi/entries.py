@@ -10,11 +10,11 @@ follows from the sizes of the sets alone, so that the other owners learn nothing
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from hansa.core.errors import DataError
 from hansa.vertical.psi.keys import DIGEST_BYTES, Keys
 from hansa.vertical.psi.terms import Entropy
+
+Source: TypeAlias = Mapping[str, Any] | Callable[[], Iterable[Mapping[str, Any]]]
+"""A table: columns by name; or a function that reads one from its beginning, as pieces of consecutive rows."""
 
 BINS = 256
 _RECORD = DIGEST_BYTES + 8
@@ -98,6 +101,11 @@ class Entries:
             assert self.records is not None
             return _parts(self.records[sum(self.sizes[:low]) : sum(self.sizes[:high])])
         return _parts(np.concatenate([_read(self.folder, at) for at in range(low, high)]))
+
+
+def pieces_of(table: Source) -> Iterable[Mapping[str, Any]]:
+    """A table from its beginning, piece by piece."""
+    return table() if callable(table) else [table]
 
 
 def bucket_count(largest: int, bucket_keys: int) -> int:

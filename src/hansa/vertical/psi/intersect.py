@@ -8,28 +8,26 @@ so the order says nothing about keys, and the alignment is SHA-256 over them.
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.core.errors import ConfigError, DataError, HansaError, ProtocolError, require
+from hansa.core.errors import ConfigError, DataError, ProtocolError, require
 from hansa.core.runtime import Mesh
-from hansa.vertical.psi.audit import Audit
+from hansa.vertical.psi.audit import Audit, recorded
 from hansa.vertical.psi.coordinator import serve
-from hansa.vertical.psi.entries import Entries, bucket_count, bucket_size, filled, make_private
+from hansa.vertical.psi.entries import Entries, Source, bucket_count, bucket_size, filled, make_private, pieces_of
 from hansa.vertical.psi.keys import Keys
 from hansa.vertical.psi.protocols import Protocol, protocol as protocol_of
 from hansa.vertical.psi.state import State, prove
 from hansa.vertical.psi.tags import Match
 from hansa.vertical.psi.terms import Accept, Entropy, Session, Terms, ask
+from hansa.vertical.psi.work import counter
 from hansa.vertical.table import AlignedTable
-
-Source: TypeAlias = Mapping[str, Any] | Callable[[], Iterable[Mapping[str, Any]]]
-"""A table: columns by name; or a function that reads one from its beginning, as pieces of consecutive rows."""
 
 CAP = 1 << 24
 BUCKET_KEYS = 1 << 20
@@ -122,30 +120,22 @@ def intersect(
     chosen = protocol_of(protocol)
     require(mesh.me in terms.owners, f"'{mesh.me}' is the coordinator and has no table: call `coordinate`.")
     ask(chosen.title, chosen.learns(terms), accept)
-    state, chunks = State(folder), table() if callable(table) else [table]
+    state = State(folder)
     if folder is not None:
         make_private(folder)
-    entries = Entries.of(chunks, keys, terms.digest()[:16], folder)
+    entries = Entries.of(pieces_of(table), keys, terms.digest()[:16], folder)
     state.check(entries)
     session = terms.agree(mesh, len(entries), entropy)
     buckets = bucket_count(max(session.sizes.values()), bucket_keys)
     session, left = state.begin(session, entries, buckets)
     if terms.helper and mesh.me == terms.owners[0]:
         mesh.send(terms.helper, "psi left", [bytes(left)])
-    if audit is not None:
-        audit.begin(session)
-    try:
-        run = _Run(chosen, session, entries, buckets, state, workers, progress, entropy)
-        found = run.all(left)
-    except HansaError as error:
-        if audit is not None:
-            audit.end(session, error=type(error).__name__)
-        raise
-    if found is None:
-        state.remove()
-    if audit is not None:
-        told = {} if found is None else {"shared": len(found), "alignment": found.alignment.hex()}
-        audit.end(session, **told)
+    with recorded(audit, session) as ended:
+        found = _Run(chosen, session, entries, buckets, state, workers, progress, entropy).all(left)
+        if found is None:
+            state.remove()
+        else:
+            ended |= {"shared": len(found), "alignment": found.alignment.hex()}
     return found
 
 
@@ -185,7 +175,8 @@ class _Run:
 
     def all(self, left: Sequence[int]) -> Intersection | None:
         sizes = {owner: bucket_size(size, self.buckets) for owner, size in self.session.sizes.items()}
-        told = self._counter(sum(sizes.values()) - sizes[self.session.mesh.me], self.buckets - len(left))
+        each = sum(sizes.values()) - sizes[self.session.mesh.me]
+        told = counter(self.progress, (self.buckets - len(left)) * each, self.buckets * each)
         for at in left:
             digests, rows = self.entries.bucket(at, self.buckets)
             salt = hashlib.sha256(self.session.salt + at.to_bytes(4, "little")).digest()
@@ -213,19 +204,6 @@ class _Run:
                 f"are they written alike after {', '.join(self.session.terms.normalise) or 'no normalisation'}?"
             )
         return Intersection(count, digest.digest(), self.buckets, self.state)
-
-    def _counter(self, each: int, before: int) -> Callable[[int], None] | None:
-        report = self.progress
-        if report is None:
-            return None
-        done, total = before * each, each * self.buckets
-
-        def told(more: int) -> None:
-            nonlocal done
-            done += more
-            report(done, total)
-
-        return told
 
 
 def align(

@@ -15,10 +15,9 @@ https://doi.org/10.1007/978-3-642-15317-4_26
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +26,19 @@ from hansa.core.errors import CorruptFile, DataError, NotFound, ProtocolError, r
 from hansa.core.runtime import Mesh
 from hansa.crypto import curve
 from hansa.crypto.private_file import read_private, write_atomically
-from hansa.vertical.psi.audit import Audit
+from hansa.vertical.learns import Learns
+from hansa.vertical.psi.audit import Audit, recorded
 from hansa.vertical.psi.ecdh import new_scalar
-from hansa.vertical.psi.entries import Entries
+from hansa.vertical.psi.entries import Entries, Source, pieces_of
 from hansa.vertical.psi.keys import DIGEST_BYTES, Keys
 from hansa.vertical.psi.tags import Tags, ascending, meet, repeats, tag_bytes
 from hansa.vertical.psi.terms import Accept, Entropy, Session, Terms, ask
 from hansa.vertical.psi.work import Mapper, mapper
 
 _CHUNK = 2048
+_AHEAD = 4  # messages under way: the server multiplies while the client makes the next
 QUERIES = 1 << 20
+TITLE = "A look-up in a prepared set"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Prepared:
 
     @classmethod
     def make(
-        cls, table: Mapping[str, Any] | Callable[[], Iterable[Mapping[str, Any]]], keys: Keys, folder: Path, *,
+        cls, table: Source, keys: Keys, folder: Path, *,
         workers: int | None = None, progress: Callable[[int, int], None] | None = None,
         entropy: Entropy = secrets.token_bytes,
     ) -> "Prepared":  # fmt: skip
@@ -78,8 +80,7 @@ class Prepared:
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         declared = (tuple(keys.normalise), len(keys.columns))
-        chunks = table() if callable(table) else [table]
-        digests, _ = Entries.of(chunks, keys, _digest_salt(declared)).bucket(0, 1)
+        digests, _ = Entries.of(pieces_of(table), keys, _digest_salt(declared)).bucket(0, 1)
         if not len(digests):
             raise DataError("a table without keys answers nothing: prepare one with rows.")
         size, identity, secret = tag_bytes(len(digests), QUERIES), entropy(32), new_scalar(entropy)
@@ -134,28 +135,26 @@ class Prepared:
           PolicyError, ConfigError, ProtocolError: as `intersect`.
         """
         session = _session(mesh, mesh.me, self.declared, cap, self.keys, accept, entropy)
-        if audit is not None:
-            audit.begin(session)
-        mesh.send(session.peer, "psi set", [self.identity])
-        if session.receive(session.peer, "psi wants", 1) != b"\0":
-            mesh.send(session.peer, "psi tags", [(self.folder / "tags.bin").read_bytes()])
-        secret, asked = read_private(self.folder / "secret.bin"), session.sizes[session.peer]
-        for at in range(0, asked, _CHUNK):
-            points = session.receive(session.peer, "psi points", min(_CHUNK, asked - at) * curve.POINT_BYTES)
-            mesh.send(session.peer, "psi answers", [curve.multiply(points, secret)])
-        if audit is not None:
-            audit.end(session, answered=asked)
+        with recorded(audit, session) as ended:
+            mesh.send(session.peer, "psi set", [self.identity])
+            if session.receive(session.peer, "psi wants", 1) != b"\0":
+                mesh.send(session.peer, "psi tags", [(self.folder / "tags.bin").read_bytes()])
+            secret, asked = read_private(self.folder / "secret.bin"), session.sizes[session.peer]
+            for at in range(0, asked, _CHUNK):
+                points = session.receive(session.peer, "psi points", min(_CHUNK, asked - at) * curve.POINT_BYTES)
+                mesh.send(session.peer, "psi answers", [curve.multiply(points, secret)])
+            ended["answered"] = asked
 
 
 def look_up(
-    mesh: Mesh, table: Mapping[str, Any], keys: Keys, *, cap: int, accept: Accept = False, kept: Path | None = None,
+    mesh: Mesh, table: Source, keys: Keys, *, cap: int, accept: Accept = False, kept: Path | None = None,
     audit: Audit | None = None, entropy: Entropy = secrets.token_bytes,
 ) -> NDArray[np.int64]:  # fmt: skip
     """The rows of a small table whose keys a large, prepared set has. The server calls `Prepared.answer`.
 
     Args:
       mesh: a link to the server.
-      table: columns by name.
+      table: columns by name, or a function that reads it in pieces.
       keys: what is compared.
       cap: the most keys to ask about, as the server declares it.
       accept: what each party learns is said first, and has to be accepted.
@@ -170,30 +169,40 @@ def look_up(
       PolicyError, ConfigError, DataError, ProtocolError: as `intersect`; no shared key is no error here.
     """
     declared = (tuple(keys.normalise), len(keys.columns))
-    digests, rows = Entries.of([table], keys, _digest_salt(declared)).bucket(0, 1)
+    digests, rows = Entries.of(pieces_of(table), keys, _digest_salt(declared)).bucket(0, 1)
     (server,) = mesh.peers
     session = _session(mesh, server, declared, cap, len(digests), accept, entropy)
-    if audit is not None:
-        audit.begin(session)
-    identity, count = session.receive(server, "psi set", 32), session.sizes[server]
-    size = tag_bytes(count, QUERIES)
-    theirs = _server_tags(session, identity, count, size, kept)
-    secret = new_scalar(entropy)
-    back = curve.inverse(secret)
-    pieces = [digests[at : at + _CHUNK].tobytes() for at in range(0, len(digests), _CHUNK)]
-    for piece in pieces:
-        mesh.send(server, "psi points", [curve.hash_and_multiply(piece, DIGEST_BYTES, identity, secret)])
-    tags = bytearray()
-    for piece in pieces:
-        points = session.receive(server, "psi answers", len(piece) // DIGEST_BYTES * curve.POINT_BYTES)
-        tags += curve.multiply_and_hash(points, back, identity, size)
-    mine = np.frombuffer(tags, np.uint8).reshape(-1, size)
-    if repeats(mine):
-        raise ProtocolError(f"'{server}' answered two keys alike: it is broken or hostile.")
-    found = np.sort(rows[meet(mine, theirs)[0]])
-    if audit is not None:
-        audit.end(session, shared=len(found))
+    with recorded(audit, session) as ended:
+        identity, count = session.receive(server, "psi set", 32), session.sizes[server]
+        size = tag_bytes(count, QUERIES)
+        theirs = _server_tags(session, identity, count, size, kept)
+        mine = _answered(session, digests, identity, size, new_scalar(entropy))
+        if repeats(mine):
+            raise ProtocolError(f"'{server}' answered two keys alike: it is broken or hostile.")
+        found = np.sort(rows[meet(mine, theirs)[0]])
+        ended["shared"] = len(found)
     return found
+
+
+def learns(client: str, server: str, cap: int) -> Learns:
+    """What each party learns of a look-up."""
+    return {
+        client: [f"how many keys '{server}' has", f"which of its own keys, at most {cap:,}, '{server}' has"],
+        server: [f"how many keys '{client}' asks about, at most {cap:,}"],
+    }
+
+
+def _answered(session: Session, digests: NDArray[np.uint8], identity: bytes, size: int, secret: bytes) -> Tags:
+    """The tags of the client's keys under the server's scalar, in their order."""
+    back, tags = curve.inverse(secret), bytearray()
+    pieces = [digests[at : at + _CHUNK].tobytes() for at in range(0, len(digests), _CHUNK)]
+    for at, piece in enumerate(pieces):
+        for own in pieces[at + _AHEAD - 1 : at + _AHEAD] if at else pieces[:_AHEAD]:
+            points = curve.hash_and_multiply(own, DIGEST_BYTES, identity, secret)
+            session.mesh.send(session.peer, "psi points", [points])
+        points = session.receive(session.peer, "psi answers", len(piece) // DIGEST_BYTES * curve.POINT_BYTES)
+        tags += curve.multiply_and_hash(points, back, identity, size)
+    return np.frombuffer(tags, np.uint8).reshape(-1, size)
 
 
 def _session(
@@ -206,11 +215,7 @@ def _session(
     steps, columns = declared
     owners = tuple(sorted((server, client)))
     terms = Terms("lookup", owners, (client,), 1 << 40, steps, columns, detail=f"{server} answers at most {cap}")
-    learns = {
-        client: [f"how many keys '{server}' has", f"which of its own keys, at most {cap:,}, '{server}' has"],
-        server: [f"how many keys '{client}' asks about, at most {cap:,}"],
-    }
-    ask("A look-up in a prepared set", learns, accept)
+    ask(TITLE, learns(client, server, cap), accept)
     session = terms.agree(mesh, entered, entropy)
     asked = session.sizes[client]
     require(asked <= cap, f"'{client}' would ask about {asked:,} keys, above the agreed cap of {cap:,}.")

@@ -19,9 +19,11 @@ import decimal
 import hashlib
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +33,24 @@ from hansa.core.ledger import Event
 from hansa.core.runtime import Mesh
 from hansa.core.sampling import Stream
 from hansa.privacy.discrete import Table
-from hansa.vertical.psi.audit import Audit
+from hansa.vertical.learns import Learns
+from hansa.vertical.psi.audit import Audit, recorded
 from hansa.vertical.psi.ecdh import new_scalar, tags_of_other
-from hansa.vertical.psi.entries import Entries
+from hansa.vertical.psi.entries import Entries, Source, pieces_of
 from hansa.vertical.psi.intersect import CAP
 from hansa.vertical.psi.keys import DIGEST_BYTES, Keys
 from hansa.vertical.psi.tags import meet, repeats, shuffled, tag_bytes
 from hansa.vertical.psi.terms import Accept, Entropy, Session, Terms, ask
-from hansa.vertical.psi.work import mapper
+from hansa.vertical.psi.work import counter, mapper
 
 _PRECISION_BITS = 200
+DELTA = 1e-9
+LEAST = 10
 DECIMALS = 6
 LARGEST = 2.0**40
+_TagsFor: TypeAlias = Callable[[str], NDArray[np.int64] | None]
+"""`_shuffled_tags` for a learner."""
+TITLES = {"cardinality": "Private intersection, its size alone", "sum": "Private intersection, a sum over it alone"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,9 @@ class Cardinality:
 
 
 def cardinality(
-    mesh: Mesh, table: Mapping[str, Any], keys: Keys, *, learner: str, epsilon: float | None = None,
-    delta: float = 1e-9, cap: int = CAP, accept: Accept = False, audit: Audit | None = None,
-    workers: int | None = None, entropy: Entropy = secrets.token_bytes,
+    mesh: Mesh, table: Source, keys: Keys, *, learner: str, epsilon: float | None = None, delta: float = DELTA,
+    cap: int = CAP, accept: Accept = False, audit: Audit | None = None, workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None, entropy: Entropy = secrets.token_bytes,
 ) -> Cardinality | None:  # fmt: skip
     """How many keys two owners share. Both call it; arguments and errors as `intersect`, but:
 
@@ -72,17 +80,15 @@ def cardinality(
       learner: the owner that learns the count.
       epsilon: of differential privacy for the other owner's keys; None for the exact count.
       delta: the probability with which ε may not hold, by the cut of the noise.
+      progress: told how many of the other owner's keys are done, and of how many.
 
     Returns:
       The count; None for the other owner, and with noise its event, without the count, is there for its ledger.
     """
     bound = 0 if epsilon is None else noise_bound(epsilon, delta)
     detail = "exact" if epsilon is None else f"epsilon={epsilon!r} delta={delta!r}"
-    noise = "" if epsilon is None else f", with noise of ε = {epsilon:g}, δ = {delta:g} for one key of the other owner"
-    said = f"how many keys both have{noise}"
-    session, digests, _ = _agreed(
-        mesh, table, keys, "cardinality", learner, said, "", detail, cap, accept, audit, entropy
-    )
+    said = cardinality_learns(learner, _other(mesh, learner), cap, epsilon, delta)
+    session, digests, _ = _agreed(mesh, table, keys, "cardinality", learner, said, detail, cap, accept, entropy)
     event = None if epsilon is None else _event(epsilon, delta)
     dummies = _dummies(session, 2 * bound)
     learns = mesh.me == learner
@@ -90,9 +96,9 @@ def cardinality(
         true = bound + int(noise_law(epsilon, bound).draw(Stream(entropy(32)), 1)[0])
         fillers = np.frombuffer(entropy(DIGEST_BYTES * (2 * bound - true)), np.uint8).reshape(-1, DIGEST_BYTES)
         dummies = np.concatenate([dummies[:true], fillers])
-    found = _shuffled_tags(session, np.concatenate([digests, dummies]), 2 * bound, workers, entropy)
-    if audit is not None:
-        audit.end(session)
+    entered = np.concatenate([digests, dummies])
+    with recorded(audit, session):
+        found = _shuffled_tags(session, entered, 2 * bound, workers, entropy, progress)
     if found is None:
         return None if event is None else Cardinality(-1, event, epsilon, delta)
     return Cardinality(len(found) - bound, event, epsilon, delta if event is not None else None)
@@ -112,9 +118,9 @@ class Total:
 
 
 def intersection_sum(
-    mesh: Mesh, table: Mapping[str, Any], keys: Keys, *, values: str | None, holder: str, least: int = 10,
-    cap: int = CAP, accept: Accept = False, audit: Audit | None = None, workers: int | None = None,
-    entropy: Entropy = secrets.token_bytes,
+    mesh: Mesh, table: Source, keys: Keys, *, values: str | None, holder: str, least: int = LEAST, cap: int = CAP,
+    accept: Accept = False, audit: Audit | None = None, workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None, entropy: Entropy = secrets.token_bytes,
 ) -> Total:  # fmt: skip
     """The sum of one owner's column over the keys that two owners share. Both call it; as `intersect`, but:
 
@@ -126,45 +132,88 @@ def intersection_sum(
     Raises:
       DataError: fewer are shared, at both owners; or a value is no number below 2⁴⁰. Sums are exact to six decimals.
     """
-    from hansa.crypto.paillier import PrivateKey, PublicKey
-
     require((values is not None) == (mesh.me == holder), f"values={values}: '{holder}' alone names a column.")
     require(least >= 2, f"least={least}: the sum over one key is its value; ask for two or more.")
     numbers = None if values is None else _numbers(values, table)
-    told = f"the sum of its values over the keys that both have, and their number; nothing if fewer than {least}"
-    other = "how many keys both have"
-    session, digests, rows = _agreed(
-        mesh, table, keys, "sum", holder, told, other, f"least={least}", cap, accept, audit, entropy
-    )
+    said = sum_learns(holder, _other(mesh, holder), cap, least)
+    session, digests, rows = _agreed(mesh, table, keys, "sum", holder, said, f"least={least}", cap, accept, entropy)
     order = shuffled(len(digests))
-    if numbers is not None:
-        key = PrivateKey.generate(entropy=entropy)
-        sealed = key.encrypt([numbers[row] for row in rows[order]], entropy)
-        mesh.send(session.peer, "psi key", list(key.public.numbers()))
-        mesh.send(session.peer, "psi values", [key.public.to_bytes(sealed)])
-        _shuffled_tags(session, digests[order], 0, workers, entropy, learner=session.peer)
-        count = int.from_bytes(session.receive(session.peer, "psi count", 8), "little")
-        if count < least:
-            raise _too_few(count, least)
-        raw = session.receive(session.peer, "psi total", key.public.size_bytes)
-        if audit is not None:
-            audit.end(session, shared=count)
+    with recorded(audit, session) as ended:
+        tags = partial(_shuffled_tags, session, digests[order], 0, workers, entropy, progress)
+        if numbers is None:
+            made = _sum_of_others(session, tags, least, entropy)
+        else:
+            made = _sum_of_own(session, tags, [numbers[row] for row in rows[order]], least, entropy)
+        ended["shared"] = made.count
+    return made
+
+
+def cardinality_learns(
+    learner: str, other: str, cap: int, epsilon: float | None = None, delta: float = DELTA
+) -> Learns:
+    """What each party learns of a count."""
+    noise = "" if epsilon is None else f", with noise of ε = {epsilon:g}, δ = {delta:g} for one key of the other owner"
+    return {
+        learner: [f"how many keys '{other}' enters, at most {cap:,}", f"how many keys both have{noise}"],
+        other: [f"how many keys '{learner}' enters, at most {cap:,}"],
+    }
+
+
+def sum_learns(holder: str, other: str, cap: int, least: int = LEAST) -> Learns:
+    """What each party learns of a sum."""
+    told = f"the sum of its values over the keys that both have, and their number; nothing if fewer than {least}"
+    return {
+        holder: [f"how many keys '{other}' enters, at most {cap:,}", told],
+        other: [f"how many keys '{holder}' enters, at most {cap:,}", "how many keys both have"],
+    }
+
+
+def _sum_of_own(session: Session, tags: _TagsFor, values: list[int], least: int, entropy: Entropy) -> Total:
+    """The side of the owner of the values, which are in the order of what it enters."""
+    from hansa.crypto.paillier import PrivateKey
+
+    key = PrivateKey.generate(entropy=entropy)
+    session.mesh.send(session.peer, "psi key", list(key.public.numbers()))
+    session.mesh.send(session.peer, "psi values", [key.public.to_bytes(key.encrypt(values, entropy))])
+    tags(session.peer)
+    count = int.from_bytes(session.receive(session.peer, "psi count", 8), "little")
+    if count < least:
+        raise _too_few(count, least)
+    raw = session.receive(session.peer, "psi total", key.public.size_bytes)
+    with _named(session.peer):
         return Total(count, key.decrypt(key.public.from_bytes(raw, 1))[0] / 10**DECIMALS)
-    public = PublicKey.of(*(bytes(each) for each in mesh.recv(session.peer, "psi key")))
+
+
+def _sum_of_others(session: Session, tags: _TagsFor, least: int, entropy: Entropy) -> Total:
+    """The side of the owner without values: it finds what is shared, and adds under the other's key."""
+    from hansa.crypto.paillier import PublicKey
+
+    parts = [bytes(each) for each in session.mesh.recv(session.peer, "psi key")]
+    if len(parts) != 2:
+        raise ProtocolError(f"'{session.peer}' sent no Paillier key: it is broken or hostile.")
     size = session.sizes[session.peer]
-    ciphertexts = public.from_bytes(session.receive(session.peer, "psi values", size * public.size_bytes), size)
-    theirs = _shuffled_tags(session, digests[order], 0, workers, entropy, learner=mesh.me)
+    with _named(session.peer):
+        public = PublicKey.of(*parts)
+        sealed = public.from_bytes(session.receive(session.peer, "psi values", size * public.size_bytes), size)
+    theirs = tags(session.mesh.me)
     assert theirs is not None
-    mesh.send(session.peer, "psi count", [len(theirs).to_bytes(8, "little")])
+    session.mesh.send(session.peer, "psi count", [len(theirs).to_bytes(8, "little")])
     if len(theirs) < least:
         raise _too_few(len(theirs), least)
-    total = ciphertexts[theirs[0]]
+    total = sealed[theirs[0]]
     for at in theirs[1:]:
-        total = public.add(total, ciphertexts[at])
-    mesh.send(session.peer, "psi total", [public.to_bytes(public.rerandomise([total], entropy))])
-    if audit is not None:
-        audit.end(session, shared=len(theirs))
+        total = public.add(total, sealed[at])
+    session.mesh.send(session.peer, "psi total", [public.to_bytes(public.rerandomise([total], entropy))])
     return Total(len(theirs))
+
+
+@contextmanager
+def _named(peer: str) -> Iterator[None]:
+    """What `peer` sent under Paillier's scheme is read in here: a fault names it."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise ProtocolError(f"'{peer}' is broken or hostile: {error}") from None
 
 
 def noise_bound(epsilon: float, delta: float) -> int:
@@ -196,30 +245,34 @@ def _event(epsilon: float, delta: float) -> Event:
     )
 
 
+def _other(mesh: Mesh, one: str) -> str:
+    """The other of two owners.
+
+    Raises:
+      ConfigError: there are more, or `one` is none of them.
+    """
+    owners = sorted((mesh.me, *mesh.peers))
+    fault = f"'{one}' is to learn a count or sum of two owners, but there are {', '.join(owners)}."
+    require(len(owners) == 2 and one in owners, fault)
+    (other,) = set(owners) - {one}
+    return other
+
+
 def _agreed(
-    mesh: Mesh, table: Mapping[str, Any], keys: Keys, name: str, learner: str, told: str, other: str, detail: str,
-    cap: int, accept: Accept, audit: Audit | None, entropy: Entropy,
+    mesh: Mesh, table: Source, keys: Keys, name: str, learner: str, learns: Learns, detail: str, cap: int,
+    accept: Accept, entropy: Entropy,
 ) -> tuple[Session, NDArray[np.uint8], NDArray[np.int64]]:  # fmt: skip
     """The session of two owners, and this one's digests and their rows."""
     owners = tuple(sorted((mesh.me, *mesh.peers)))
-    require(len(owners) == 2, f"a {name} is of two owners, not of {', '.join(owners)}.")
     terms = Terms(name, owners, (learner,), cap, tuple(keys.normalise), len(keys.columns), detail=detail)
-    (loser,) = (owner for owner in owners if owner != learner)
-    learns = {
-        learner: [f"how many keys '{loser}' enters, at most {cap:,}", told],
-        loser: [f"how many keys '{learner}' enters, at most {cap:,}", *filter(None, [other])],
-    }
-    ask(f"Private intersection, its {name} alone", learns, accept)
-    digests, rows = Entries.of([table], keys, terms.digest()[:16]).bucket(0, 1)
-    session = terms.agree(mesh, len(digests), entropy)
-    if audit is not None:
-        audit.begin(session)
-    return session, digests, rows
+    ask(TITLES[name], learns, accept)
+    digests, rows = Entries.of(pieces_of(table), keys, terms.digest()[:16]).bucket(0, 1)
+    return terms.agree(mesh, len(digests), entropy), digests, rows
 
 
 def _shuffled_tags(
     session: Session, digests: NDArray[np.uint8], more: int, workers: int | None, entropy: Entropy,
-    learner: str | None = None,
+    progress: Callable[[int, int], None] | None = None, learner: str | None = None,
 ) -> NDArray[np.int64] | None:  # fmt: skip
     """At the learner: the places of shared keys in the order in which the other entered its own.
 
@@ -229,7 +282,7 @@ def _shuffled_tags(
     size = tag_bytes(len(digests), theirs)
     entered = digests[shuffled(len(digests))] if learner is None else digests
     with mapper(workers, len(digests) + theirs) as apply:
-        ours = tags_of_other(session, entered, theirs, size, apply, new_scalar(entropy), None)
+        ours = tags_of_other(session, entered, theirs, size, apply, new_scalar(entropy), counter(progress, 0, theirs))
     if repeats(ours):
         raise ProtocolError(f"'{session.peer}' entered a key twice: it is broken or hostile.")
     if session.mesh.me != (learner or session.terms.learns[0]):
@@ -247,16 +300,26 @@ def _dummies(session: Session, count: int) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def _numbers(name: str, table: Mapping[str, Any]) -> list[int]:
+def _numbers(name: str, table: Source) -> list[int]:
+    """The column as whole numbers of millionths, row by row."""
+    made: list[int] = []
+    for piece in pieces_of(table):
+        made += _whole(name, piece, len(made))
+    return made
+
+
+def _whole(name: str, table: Mapping[str, Any], first: int) -> list[int]:
     if name not in table:
         raise ConfigError(f"the table has no column '{name}' to sum: it has {', '.join(table)}.")
     try:
         column = np.asarray(table[name], np.float64)
     except (TypeError, ValueError):
-        raise DataError(f"the column '{name}' holds text: a sum is of numbers.") from None
+        raise DataError(f"the column '{name}' holds text or empty cells: a sum is of numbers.") from None
     wrong = np.flatnonzero(~(np.abs(column) < LARGEST))
     if len(wrong):
-        raise DataError(f"the column '{name}' holds a missing number, or one of 2⁴⁰ or more, in row {wrong[0]}.")
+        raise DataError(
+            f"the column '{name}' holds a missing number, or one of 2⁴⁰ or more, in row {first + wrong[0]}."
+        )
     return [round(value * 10**DECIMALS) for value in column.tolist()]
 
 

@@ -56,3 +56,16 @@ def _ahead(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def counter(report: Callable[[int, int], None] | None, done: int, total: int) -> Callable[[int], None] | None:
+    """Turns pieces of work, as they are done, into what `report` is told: how much is done, and of how much."""
+    if report is None:
+        return None
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        report(done, total)
+
+    return told
