@@ -1,68 +1,262 @@
-"""`hansa psi`: each owner's rows of the people whom all owners share, in one order, from one command at each.
+"""`hansa psi`: what several owners share, from one command at each: rows, their number, a sum over them, or a look-up.
 
-What each party learns is said and has to be accepted. A run that was killed goes on when all start it again with the
-same command: entries and finished buckets are kept beside the result until it is written.
+    --find rows         each owner's rows of the people whom all share, in one order
+    --find unbalanced   a small table's rows that a large one, prepared once, has, too
+    --find size         how many, and never which; with noise if that is asked for
+    --find sum          the sum of one owner's column over those who are shared
+
+What each party learns is said and has to be accepted. A run for rows that was killed goes on when all start it again
+with the same command: entries and finished buckets are kept beside the result until it is written.
 """
 
 import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from hansa.app.terminal import console, emit, hint, say, settings, size, span
 from hansa.core.errors import ConfigError, IdentityError
+from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
 from hansa.runtimes.mesh import Parties, TlsMesh
-from hansa.vertical.psi import Audit, Keys
-from hansa.vertical.psi.files import CsvTable, write_aligned
-from hansa.vertical.psi.intersect import coordinate, intersect
+from hansa.vertical.psi import Audit, Keys, Prepared, cardinality, intersection_sum, look_up
+from hansa.vertical.psi.files import CsvTable, write_aligned, write_rows
+from hansa.vertical.psi.intersect import CAP, coordinate, intersect
+from hansa.vertical.psi.lookup import QUERIES
+from hansa.vertical.psi.terms import Accept
+from hansa.vertical.psi.totals import DELTA, LEAST
 
 _SESSION = hashlib.sha256(b"hansa psi").digest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be found, beside the keys; None where it was left to the default.
+
+    Args:
+      find: `rows`, `unbalanced`, `size` or `sum`.
+      protocol, coordinator: of rows.
+      learns: who learns the result; of rows all owners, else one.
+      cap: the most keys that an owner enters; of `unbalanced`, the owner who learns.
+      bucket_keys: of rows.
+      prepared: of `unbalanced`: the folder of the large set, or of its tags at the owner of the small one.
+      epsilon, delta: noise on the size.
+      values: the column to sum, at its owner.
+      least: of fewer shared keys there is no sum.
+    """
+
+    find: str = "rows"
+    protocol: str | None = None
+    coordinator: str | None = None
+    learns: Sequence[str] | None = None
+    cap: int | None = None
+    bucket_keys: int | None = None
+    prepared: Path | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    values: str | None = None
+    least: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.find not in _OPTIONS:
+            raise ConfigError(f"--find {self.find} does not exist: choose {', '.join(_OPTIONS)}.")
+        for name, value in asdict(self).items():
+            owners = [find for find, options in _OPTIONS.items() if name in options]
+            if value is not None and owners and self.find not in owners:
+                option = name.replace("_", "-")
+                raise ConfigError(f"--{option} belongs to --find {owners[0]}, not to --find {self.find}: leave it out.")
+        if self.find != "rows" and len(self.learns or ()) != 1:
+            raise ConfigError(f"--find {self.find} shows its result to one owner: --learns NAME, the same at both.")
+        if self.delta is not None and self.epsilon is None:
+            raise ConfigError("--delta goes with --epsilon: give both, or neither.")
+
+    @property
+    def learner(self) -> str:
+        """The one owner who learns the result."""
+        (name,) = self.learns or ()
+        return name
+
+
+_OPTIONS = {
+    "rows": ("protocol", "coordinator", "bucket_keys"),
+    "unbalanced": ("prepared",),
+    "size": ("epsilon", "delta"),
+    "sum": ("values", "least"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """What every kind of run needs of one party."""
+
+    wish: Wish
+    keys: Keys
+    data: Path | None
+    out: Path | None
+    accept: Accept
+    audit: Audit
+    workers: int | None
+    link: Callable[[], TlsMesh]
+
+    def table(self) -> CsvTable:
+        if self.data is None:
+            raise ConfigError("an owner gives its table: --data FILE.CSV.")
+        return CsvTable.open(self.data)
+
+    def result(self) -> Path:
+        if self.out is None:
+            raise ConfigError("say where the shared rows go: --out FILE.CSV.")
+        if not self.out.absolute().parent.is_dir():
+            raise ConfigError(f"--out={self.out}: its folder does not exist.")
+        return self.out
+
+    @property
+    def cap(self) -> int:
+        return self.wish.cap or CAP
+
+
 def psi(
-    *, me: str | None, parties: Path, identity: Path | None, data: Path | None, key: Sequence[str], out: Path | None,
-    normalise: Sequence[str], duplicates: str, protocol: str, coordinator: str, learns: Sequence[str] | None, cap: int,
-    bucket_keys: int, yes: bool, audit: Path, runs: int, workers: int | None, wait_s: float,
+    wish: Wish, *, me: str | None, parties: Path, identity: Path | None, data: Path | None, key: Sequence[str],
+    out: Path | None, normalise: Sequence[str], duplicates: str, yes: bool, audit: Path, runs: int,
+    workers: int | None, wait_s: float,
 ) -> None:  # fmt: skip
     """Runs one party's side: an owner's, or the coordinator's."""
-    keys, file = Keys(key, normalise, duplicates), _identity(me, identity)
-    known = Parties.read(parties)
-    if coordinator and Identity.load(file).name == coordinator:
-        with TlsMesh(file, known, _SESSION, wait_s=wait_s) as mesh:
-            accepted = yes or _asked
-            coordinate(mesh, keys, protocol=protocol, learns=learns, cap=cap, accept=accepted, bucket_keys=bucket_keys)
-        say("done: the owners have their result")
-        return
-    if data is None or out is None:
-        raise ConfigError("an owner gives its table and where its shared rows go: --data FILE.CSV --out FILE.CSV.")
-    table = CsvTable.open(data)
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out={out}: its folder does not exist.")
-    began = time.monotonic()
-    with TlsMesh(file, known, _SESSION, wait_s=wait_s) as mesh, _Bar() as bar:
+    keys, file, known = Keys(key, normalise, duplicates), _identity(me, identity), Parties.read(parties)
+    side = _Side(
+        wish=wish, keys=keys, data=data, out=out, accept=yes or _asked, audit=Audit(audit, runs=runs), workers=workers,
+        link=partial(TlsMesh, file, known, _SESSION, wait_s=wait_s),
+    )  # fmt: skip
+    name = Identity.load(file).name
+    if wish.find == "unbalanced":
+        _unbalanced(side, name)
+    elif wish.find == "size":
+        _size(side)
+    elif wish.find == "sum":
+        _sum(side)
+    elif wish.coordinator == name:
+        _coordinate(side)
+    else:
+        _rows(side)
+
+
+def _coordinate(side: _Side) -> None:
+    wish = side.wish
+    with side.link() as mesh:
+        coordinate(mesh, side.keys, accept=side.accept, cap=side.cap, **_of_rows(wish))
+    say("done: the owners have their result")
+
+
+def _rows(side: _Side) -> None:
+    table, out, began = side.table(), side.result(), time.monotonic()
+    with side.link() as mesh, _Bar() as bar:
         found = intersect(
-            mesh, lambda: table.keys(keys.columns), keys, protocol=protocol, learns=learns, coordinator=coordinator,
-            cap=cap, accept=yes or _asked, audit=Audit(audit, runs=runs),
-            folder=out.absolute().with_name(f".{out.name}.psi"), bucket_keys=bucket_keys, workers=workers,
-            progress=bar.told,
+            mesh, lambda: table.keys(side.keys.columns), side.keys, coordinator=side.wish.coordinator or "",
+            cap=side.cap, accept=side.accept, audit=side.audit, workers=side.workers, progress=bar.told,
+            folder=out.absolute().with_name(f".{out.name}.psi"), **_of_rows(side.wish),
         )  # fmt: skip
-        took = time.monotonic() - began
-        sent = sum(mesh.counters.sent_bytes.values())
+        cost = _cost(mesh, began)
     if found is None:
-        emit("psi", me=mesh.me, seconds=took, sent_bytes=sent)
-        say(f"done in {span(took)}, {size(sent)} sent; by agreement '{mesh.me}' does not learn the result")
+        _nothing(mesh.me, cost)
         return
-    write_aligned(table, found, out, owner=mesh.me, key=keys.columns)
+    write_aligned(table, found, out, owner=mesh.me, key=side.keys.columns)
     found.forget()
-    emit(
-        "psi", me=mesh.me, rows=len(found), alignment=found.alignment.hex(), out=str(out), seconds=took, sent_bytes=sent
-    )
+    emit("psi", me=mesh.me, rows=len(found), alignment=found.alignment.hex(), out=str(out), **cost)
     say(f"{len(found):,} rows are shared: {out}, alignment {found.alignment.hex()[:16]}…, the same at every owner")
-    say(f"{span(took)}, {size(sent)} sent")
+    _said(cost)
+
+
+def _of_rows(wish: Wish) -> dict[str, Any]:
+    given = {"protocol": wish.protocol, "bucket_keys": wish.bucket_keys}
+    return {"learns": wish.learns, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _unbalanced(side: _Side, name: str) -> None:
+    """The owner who learns looks its keys up in the other's prepared set."""
+    cap = side.wish.cap or QUERIES
+    if name == side.wish.learner:
+        table, out, began = side.table(), side.result(), time.monotonic()
+        with side.link() as mesh:
+            rows = look_up(
+                mesh, lambda: table.keys(side.keys.columns), side.keys, cap=cap, accept=side.accept,
+                kept=side.wish.prepared, audit=side.audit,
+            )  # fmt: skip
+            cost = _cost(mesh, began)
+        write_rows(table, rows, out)
+        emit("psi", me=name, rows=len(rows), out=str(out), **cost)
+        say(f"{len(rows):,} of your rows are there, too: {out}")
+        _said(cost)
+        return
+    folder = side.wish.prepared
+    if folder is None:
+        raise ConfigError("say where the large set is prepared, and stays: --prepared FOLDER.")
+    if side.data is not None:
+        large = side.table()
+        with _Bar() as bar:
+            Prepared.make(
+                lambda: large.keys(side.keys.columns), side.keys, folder, workers=side.workers, progress=bar.told
+            )
+    made, began = Prepared.open(folder), time.monotonic()
+    with side.link() as mesh:
+        made.answer(mesh, cap=cap, accept=side.accept, audit=side.audit)
+        cost = _cost(mesh, began)
+    say(f"{made.keys:,} keys are prepared in {folder}: without --data, they answer again")
+    _nothing(name, cost)
+
+
+def _size(side: _Side) -> None:
+    table, wish, began = side.table(), side.wish, time.monotonic()
+    with side.link() as mesh, _Bar() as bar:
+        found = cardinality(
+            mesh, lambda: table.keys(side.keys.columns), side.keys, learner=wish.learner, epsilon=wish.epsilon,
+            delta=DELTA if wish.delta is None else wish.delta, cap=side.cap, accept=side.accept, audit=side.audit,
+            workers=side.workers, progress=bar.told,
+        )  # fmt: skip
+        cost = _cost(mesh, began)
+    noise = {"epsilon": found.epsilon, "delta": found.delta} if found is not None and found.event else {}
+    if mesh.me != wish.learner or found is None:
+        if noise:
+            say(f"the count got noise: enter ε = {noise['epsilon']:g}, δ = {noise['delta']:g} into your ledger")
+        _nothing(mesh.me, {**noise, **cost})
+        return
+    emit("psi", me=mesh.me, shared=found.count, **noise, **cost)
+    say(f"{found.count:,} keys are shared" + (f", with noise of ε = {found.epsilon:g}" if noise else ""))
+    _said(cost)
+
+
+def _sum(side: _Side) -> None:
+    table, wish, began = side.table(), side.wish, time.monotonic()
+    columns = [*side.keys.columns, *([] if wish.values is None else [wish.values])]
+    with side.link() as mesh, _Bar() as bar:
+        found = intersection_sum(
+            mesh, lambda: table.keys(columns), side.keys, values=wish.values, holder=wish.learner,
+            least=LEAST if wish.least is None else wish.least, cap=side.cap, accept=side.accept, audit=side.audit,
+            workers=side.workers, progress=bar.told,
+        )  # fmt: skip
+        cost = _cost(mesh, began)
+    emit("psi", me=mesh.me, shared=found.count, sum=found.total, **cost)
+    total = "" if found.total is None else f", and the sum of '{wish.values}' over them is {found.total:,.6f}"
+    say(f"{found.count:,} keys are shared{total}")
+    _said(cost)
+
+
+def _cost(mesh: Mesh, began: float) -> dict[str, Any]:
+    return {"seconds": time.monotonic() - began, "sent_bytes": sum(mesh.counters.sent_bytes.values())}
+
+
+def _said(cost: dict[str, Any]) -> None:
+    say(f"{span(cost['seconds'])}, {size(cost['sent_bytes'])} sent")
+
+
+def _nothing(me: str, cost: dict[str, Any]) -> None:
+    emit("psi", me=me, **cost)
+    say(
+        f"done in {span(cost['seconds'])}, {size(cost['sent_bytes'])} sent; by agreement '{me}' does not learn the result"
+    )
 
 
 def _identity(me: str | None, identity: Path | None) -> Path:

@@ -1,0 +1,74 @@
+"""Owners of different columns of the same people."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hansa.app.commands.options import IdentityFile
+
+PANEL = "Different columns"
+commands = typer.Typer()
+
+
+@commands.command("psi", rich_help_panel=PANEL)
+def psi_(
+    key: Annotated[
+        list[str], typer.Option("--key", metavar="COLUMN", help="Of the key; repeatable: together one key.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.CSV", help="Your table; a coordinator has none.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.CSV", help="Your shared rows, in the common order.")
+    ] = None,
+    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Your name; its identity is NAME.pem.")] = None,
+    parties: Annotated[
+        Path, typer.Option("--parties", metavar="FILE.TOML", help="Who takes part, the same file at each.")
+    ] = Path("parties.toml"),
+    identity: IdentityFile = None,
+    normalise: Annotated[
+        str, typer.Option("--normalise", metavar="STEPS", help="Of keys: strip,nfkc,casefold,digits,alnum, or none.")
+    ] = "strip,nfkc,casefold",
+    duplicates: Annotated[
+        str, typer.Option("--duplicates", metavar="refuse|first", help="What to do with a key that occurs again.")
+    ] = "refuse",
+    protocol: Annotated[
+        str, typer.Option("--protocol", metavar="NAME", help="How: ecdh, fast, coordinator or many; see the docs.")
+    ] = "ecdh",
+    coordinator: Annotated[
+        str, typer.Option("--coordinator", metavar="NAME", help="The party without a table, if there is one.")
+    ] = "",
+    learns: Annotated[
+        list[str] | None, typer.Option("--learns", metavar="NAME", help="Who learns the result. Default: every owner.")
+    ] = None,
+    cap: Annotated[int, typer.Option("--cap", metavar="N", help="The most keys that any owner may enter.")] = 1 << 24,
+    bucket_keys: Annotated[
+        int, typer.Option("--bucket-keys", metavar="N", help="About how many keys are in memory at a time.")
+    ] = 1 << 20,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept what each party learns without being asked.")] = False,
+    audit: Annotated[Path, typer.Option("--audit", metavar="FILE", help="Where runs are recorded.")] = Path(
+        "psi-audit.jsonl"
+    ),
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", help="How many runs with the same owners a day are allowed.")
+    ] = 10,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes that compute. Default: one a core.")
+    ] = None,
+    wait_s: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="For the other parties to come.")] = 300.0,
+) -> None:
+    """Find out whom several owners share, and write your rows of them in one order; see docs/psi.md.
+
+    Every owner runs it at the same time. A run that was killed goes on when all start it again.
+
+    Example:  hansa psi --me bank --parties parties.toml --data bank.csv --key id --out aligned.csv
+    """
+    from hansa.app.psi import psi
+
+    psi(
+        me=me, parties=parties, identity=identity, data=data, key=key, out=out,
+        normalise=[] if normalise == "none" else normalise.split(","), duplicates=duplicates, protocol=protocol,
+        coordinator=coordinator, learns=learns, cap=cap, bucket_keys=bucket_keys, yes=yes, audit=audit, runs=runs,
+        workers=workers, wait_s=wait_s,
+    )  # fmt: skip
