@@ -99,3 +99,70 @@ def test_owners_go_on_after_one_was_killed(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "bank.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["began", "ended", "began", "ended"]
     assert len({line["run"] for line in lines}) == 1, "it began anew"
+
+
+def run(folder: Path, **options: list[str]) -> dict[str, dict[str, object]]:
+    """What each owner's command said at its end; each with its own options, and all of `both`."""
+    both = options.pop("both")
+    running = {name: start(folder, name, "--yes", *both, *own) for name, own in options.items()}
+    ends = {name: (process, *process.communicate(timeout=60)) for name, process in running.items()}
+    assert [process.returncode for process, _, _ in ends.values()] == [0, 0], ends
+    assert all("what each party learns" in err for _, _, err in ends.values())
+    return {name: json.loads(out) for name, (_, out, _) in ends.items()}
+
+
+def test_the_size_alone_is_told_to_one_owner_exactly_or_with_noise(folder: Path) -> None:
+    said = run(folder, both=["--find", "size", "--learns", "bank"], bank=[], shop=[])
+    assert said["bank"]["shared"] == 20 and "shared" not in said["shop"]
+    noisy = run(folder, both=["--find", "size", "--learns", "bank", "--epsilon", "1"], bank=[], shop=[])
+    assert isinstance(noisy["bank"]["shared"], int) and abs(noisy["bank"]["shared"] - 20) <= 25
+    assert noisy["bank"]["epsilon"] == noisy["shop"]["epsilon"] == 1 and noisy["shop"]["delta"] == 1e-9
+    events = [json.loads(line) for line in (folder / "shop.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["began", "ended"] * 2
+    assert not (folder / "bank-aligned.csv").exists()
+
+
+def test_a_sum_over_shared_people_goes_to_the_owner_of_the_values(folder: Path) -> None:
+    said = run(folder, both=["--find", "sum", "--learns", "shop"], bank=[], shop=["--values", "spent"])
+    assert said["shop"]["sum"] == sum(range(20, 40)) and said["bank"]["sum"] is None
+    assert said["shop"]["shared"] == said["bank"]["shared"] == 20
+    ends = [
+        (each, each.communicate(timeout=60)[1])
+        for each in (
+            start(folder, "bank", "--yes", "--find", "sum", "--learns", "shop", "--least", "21"),
+            start(folder, "shop", "--yes", "--find", "sum", "--learns", "shop", "--least", "21", "--values", "spent"),
+        )
+    ]
+    assert all(process.returncode and "a sum is shown from 21 on" in err for process, err in ends), ends
+    assert json.loads((folder / "shop.jsonl").read_text().splitlines()[-1])["error"] == "DataError"
+
+
+def test_a_small_table_is_looked_up_in_a_large_one_that_was_prepared_once(folder: Path) -> None:
+    both = ["--find", "unbalanced", "--learns", "shop", "--cap", "100"]
+    kept = ["--prepared", "tags"]
+    said = run(folder, both=both, bank=["--prepared", "large"], shop=kept)
+    assert said["shop"]["rows"] == 20 and "rows" not in said["bank"]
+    lines = (folder / "shop-aligned.csv").read_text().splitlines()
+    assert lines == ["customer,spent", *(f" P{at} ,{at}" for at in range(39, 19, -1))]
+    (folder / "bank.csv").unlink()  # what was prepared answers again, and its tags are at the shop
+    words = ["--me", "bank", "--key", "id", "--wait", "20", "--yes", "--prepared", "large", *both]
+    bank = subprocess.Popen([sys.executable, "-m", "hansa", "psi", *words], cwd=folder, stderr=subprocess.PIPE)
+    shop = start(folder, "shop", "--yes", *both, *kept)
+    again, (_, err) = json.loads(shop.communicate(timeout=60)[0]), bank.communicate(timeout=60)
+    assert bank.returncode == 0 and again["rows"] == 20, err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--find", "names"], "--find names does not exist: choose rows, unbalanced, size, sum."),
+        (["--find", "size"], "shows its result to one owner: --learns NAME"),
+        (["--find", "sum", "--learns", "bank", "--epsilon", "1"], "--epsilon belongs to --find size"),
+        (["--least", "3"], "--least belongs to --find sum, not to --find rows"),
+        (["--find", "size", "--learns", "bank", "--delta", "1e-6"], "--delta goes with --epsilon"),
+        (["--find", "unbalanced", "--learns", "shop"], "--prepared FOLDER"),
+    ],
+)
+def test_options_that_say_nothing_here_are_refused(folder: Path, options: list[str], message: str) -> None:
+    process = start(folder, "bank", "--yes", *options)
+    assert message in process.communicate(timeout=60)[1] and process.returncode

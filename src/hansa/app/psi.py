@@ -254,9 +254,8 @@ def _said(cost: dict[str, Any]) -> None:
 
 def _nothing(me: str, cost: dict[str, Any]) -> None:
     emit("psi", me=me, **cost)
-    say(
-        f"done in {span(cost['seconds'])}, {size(cost['sent_bytes'])} sent; by agreement '{me}' does not learn the result"
-    )
+    say(f"done: by agreement '{me}' does not learn the result")
+    _said(cost)
 
 
 def _identity(me: str | None, identity: Path | None) -> Path:

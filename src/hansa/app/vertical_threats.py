@@ -7,11 +7,12 @@ their parts: the label owner, a feature owner, and a helper or coordinator witho
 from collections.abc import Iterator
 
 from hansa.app.terminal import emit, say, settings
-from hansa.vertical import encode, features, scale
+from hansa.vertical import encode, features, predict, scale
 from hansa.vertical.boosting import EncryptedBoosting
 from hansa.vertical.boosting.shared import SharedBoosting
 from hansa.vertical.glm import Glm
 from hansa.vertical.learns import Learns
+from hansa.vertical.psi import lookup, totals
 from hansa.vertical.psi.intersect import CAP
 from hansa.vertical.psi.protocols import PROTOCOLS
 from hansa.vertical.psi.terms import Terms
@@ -19,6 +20,8 @@ from hansa.vertical.split import Relay, SplitLearning
 from hansa.vertical.transfer import TransferLearning
 
 LABELS, FEATURES, COORDINATOR, SERVER = "label owner", "feature owner", "coordinator", "server"
+CLIENT, LARGE, LEARNER, HOLDER, ANOTHER = "small table", "large table", "learner", "owner of values", "other owner"
+ASKER, SERVES = "asker", "owner who serves"
 EACH, OTHER = "each owner", "the other"
 ALIKE = (EACH, OTHER)
 
@@ -29,6 +32,9 @@ def declarations() -> Iterator[tuple[str, Learns]]:
         helper = COORDINATOR if protocol.coordinated else ""
         terms = Terms(name, ALIKE, ALIKE, CAP, ("strip",), helper=helper)
         yield protocol.title, _alike(protocol.learns(terms))
+    yield lookup.TITLE, lookup.learns(CLIENT, LARGE, lookup.QUERIES)
+    yield totals.TITLES["cardinality"], totals.cardinality_learns(LEARNER, ANOTHER, CAP)
+    yield totals.TITLES["sum"], totals.sum_learns(HOLDER, ANOTHER, CAP)
     yield "Agreed categories", _alike(encode.learns(ALIKE))
     yield "Scaling", _alike(scale.learns(ALIKE))
     yield "WOE, IV, KS, AUC", features.learns(LABELS, [FEATURES], "both", 1)
@@ -38,6 +44,7 @@ def declarations() -> Iterator[tuple[str, Learns]]:
     yield "Split learning", SplitLearning(bottoms=(FEATURES,), top=LABELS).learns()
     yield "Split learning, folded like a U", SplitLearning(bottoms=(LABELS,), middles=(SERVER,), top=LABELS).learns()
     yield "Split learning in turns", _alike(Relay(server=SERVER, clients=ALIKE).learns())
+    yield "Prediction as a service", predict.learns(ASKER, (SERVES,))
     yield "Transfer learning", _alike(TransferLearning(source=EACH, target=OTHER).learns())
 
 

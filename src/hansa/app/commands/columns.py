@@ -33,19 +33,37 @@ def psi_(
     duplicates: Annotated[
         str, typer.Option("--duplicates", metavar="refuse|first", help="What to do with a key that occurs again.")
     ] = "refuse",
+    find: Annotated[
+        str, typer.Option("--find", metavar="WHAT", help="rows, unbalanced, size or sum; see the docs.")
+    ] = "rows",
     protocol: Annotated[
-        str, typer.Option("--protocol", metavar="NAME", help="How: ecdh, fast, coordinator or many; see the docs.")
-    ] = "ecdh",
-    coordinator: Annotated[
-        str, typer.Option("--coordinator", metavar="NAME", help="The party without a table, if there is one.")
-    ] = "",
-    learns: Annotated[
-        list[str] | None, typer.Option("--learns", metavar="NAME", help="Who learns the result. Default: every owner.")
+        str | None,
+        typer.Option("--protocol", metavar="NAME", help="Rows: ecdh (default), fast, coordinator or many."),
     ] = None,
-    cap: Annotated[int, typer.Option("--cap", metavar="N", help="The most keys that any owner may enter.")] = 1 << 24,
+    coordinator: Annotated[
+        str | None, typer.Option("--coordinator", metavar="NAME", help="Rows: the party without a table, if any.")
+    ] = None,
+    learns: Annotated[
+        list[str] | None, typer.Option("--learns", metavar="NAME", help="Who learns the result. Of rows: every owner.")
+    ] = None,
+    cap: Annotated[
+        int | None, typer.Option("--cap", metavar="N", help="The most keys that an owner may enter, or ask about.")
+    ] = None,
     bucket_keys: Annotated[
-        int, typer.Option("--bucket-keys", metavar="N", help="About how many keys are in memory at a time.")
-    ] = 1 << 20,
+        int | None, typer.Option("--bucket-keys", metavar="N", help="Rows: about how many keys are in memory.")
+    ] = None,
+    prepared: Annotated[
+        Path | None,
+        typer.Option("--prepared", metavar="DIR", help="Unbalanced: of the large set; at the small, of its tags."),
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option("--epsilon", help="Size: ε of noise on it. Default: exact.")] = None,
+    delta: Annotated[float | None, typer.Option("--delta", help="Size: where ε may not hold. Default: 1e-9.")] = None,
+    values: Annotated[
+        str | None, typer.Option("--values", metavar="COLUMN", help="Sum: what is summed; at its owner alone.")
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option("--least", metavar="N", help="Sum: of fewer shared keys there is none. Default: 10.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Accept what each party learns without being asked.")] = False,
     audit: Annotated[Path, typer.Option("--audit", metavar="FILE", help="Where runs are recorded.")] = Path(
         "psi-audit.jsonl"
@@ -61,14 +79,18 @@ def psi_(
     """Find out whom several owners share, and write your rows of them in one order; see docs/psi.md.
 
     Every owner runs it at the same time. A run that was killed goes on when all start it again.
+    With --find, two owners look a small table up in a large one, or learn how many they share, or a sum over them.
 
     Example:  hansa psi --me bank --parties parties.toml --data bank.csv --key id --out aligned.csv
     """
-    from hansa.app.psi import psi
+    from hansa.app.psi import Wish, psi
 
+    wish = Wish(
+        find=find, protocol=protocol, coordinator=coordinator, learns=learns, cap=cap, bucket_keys=bucket_keys,
+        prepared=prepared, epsilon=epsilon, delta=delta, values=values, least=least,
+    )  # fmt: skip
     psi(
-        me=me, parties=parties, identity=identity, data=data, key=key, out=out,
-        normalise=[] if normalise == "none" else normalise.split(","), duplicates=duplicates, protocol=protocol,
-        coordinator=coordinator, learns=learns, cap=cap, bucket_keys=bucket_keys, yes=yes, audit=audit, runs=runs,
-        workers=workers, wait_s=wait_s,
+        wish, me=me, parties=parties, identity=identity, data=data, key=key, out=out,
+        normalise=[] if normalise == "none" else normalise.split(","), duplicates=duplicates, yes=yes, audit=audit,
+        runs=runs, workers=workers, wait_s=wait_s,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,23 +120,34 @@ def write_aligned(table: CsvTable, found: Intersection, path: Path, *, owner: st
       StorageFull: the disk is.
       ConfigError: the path cannot be written.
     """
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
-            folder = Path(made)
-            blocks = _places_by_block(found, folder)
-            span = max(_RANGE, -(-len(found) // _MOST_FILES))
-            ranges = _rows_by_range(table, blocks, folder, span, -(-len(found) // span))
-            digest = _sorted_into(folder / "aligned", table.columns, ranges)
-            facts = {"owner": owner, "rows": len(found), "key": [*key], "alignment": found.alignment.hex()}
-            (folder / "facts").write_text(json.dumps({**facts, "sha256": digest}) + "\n", encoding="utf-8")
-            os.replace(folder / "facts", _facts(path))
-            os.replace(folder / "aligned", path)
-    except HansaError:
-        raise
-    except OSError as error:
-        if error.errno == 28:
-            raise StorageFull(f"the disk is full while {path} is written: make room, and run again.") from None
-        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another --out.") from None
+    with _written(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
+        folder = Path(made)
+        blocks = _places_by_block(found, folder)
+        span = max(_RANGE, -(-len(found) // _MOST_FILES))
+        ranges = _rows_by_range(table, blocks, folder, span, -(-len(found) // span))
+        digest = _sorted_into(folder / "aligned", table.columns, ranges)
+        facts = {"owner": owner, "rows": len(found), "key": [*key], "alignment": found.alignment.hex()}
+        (folder / "facts").write_text(json.dumps({**facts, "sha256": digest}) + "\n", encoding="utf-8")
+        os.replace(folder / "facts", _facts(path))
+        os.replace(folder / "aligned", path)
+
+
+def write_rows(table: CsvTable, rows: NDArray[np.int64], path: Path) -> None:
+    """Writes some rows of a table in their order, whole or not at all.
+
+    Args:
+      table: whose rows they are.
+      rows: their numbers, ascending.
+      path: of the CSV file.
+
+    Raises:
+      StorageFull, ConfigError: as `write_aligned`.
+    """
+    wanted = set(rows.tolist())
+    with _written(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
+        text = b"".join(_line(row) for at, row in enumerate(table.rows()) if at in wanted)
+        (Path(made) / "rows").write_bytes(_line(table.columns) + text)
+        os.replace(Path(made) / "rows", path)
 
 
 def read_aligned(path: Path, *, with_key: bool = False) -> AlignedTable:
@@ -173,6 +184,19 @@ def read_aligned(path: Path, *, with_key: bool = False) -> AlignedTable:
     if any(len(values) != rows for values in made.values()):
         raise StateMismatch(f"{path} has not the {rows} rows that were aligned: align again.")
     return AlignedTable(owner, made, alignment)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Faults of the disk while `path` is written, as ours."""
+    try:
+        yield
+    except HansaError:
+        raise
+    except OSError as error:
+        if error.errno == 28:
+            raise StorageFull(f"the disk is full while {path} is written: make room, and run again.") from None
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another --out.") from None
 
 
 def _facts(path: Path) -> Path:
