@@ -1,21 +1,24 @@
 """What all pools of workers share, in one process: who does what, and what is done after a death."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import TrainingFailed
 from hansa.core.job import Job
+from hansa.core.model import Fit
 from hansa.core.runtime import Deadline, Failure, Reply, Task
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.train import train as loop
-from hansa.runtimes.local import train
+from hansa.runtimes.local import Local, train
 from hansa.runtimes.memory import MemoryMemories, MemoryStore
 from hansa.runtimes.pool import TRIES, WINDOW, Member, Performer, PoolSession, Report
-from tests.runtimes.jobs import plain, some_clients
+from tests.runtimes.jobs import Regression, plain, some_clients
 from tests.runtimes.test_virtual_legs import job as talk
 
 
@@ -37,8 +40,8 @@ class Bench(Member[int]):
 class Inline(PoolSession[int]):
     """A pool whose workers stand in this process, and die when told to: `dying` names "client.leg", as often."""
 
-    def __init__(self, job: Job, clients: Clients, count: int, dying: tuple[str, ...] = ()) -> None:
-        super().__init__(job, clients, MemoryMemories(), count)
+    def __init__(self, job: Job, clients: Clients, count: int, dying: tuple[str, ...] = (), cohort: int = 1) -> None:
+        super().__init__(job, clients, MemoryMemories(), count, cohort)
         self.all: list[Bench] = []
         self.handles = itertools.count()
         self.dying, self.at, self.lying = list(dying), dict[str, str](), dict[int, Tensors]()
@@ -173,3 +176,62 @@ def test_the_data_of_a_client_is_handed_over_once() -> None:
 
     trained(Inline(plain(), Counted(), 2), plain())
     assert len(opened) == len(set(opened))
+
+
+# -- models that train many clients at once
+
+GIVEN: list[int] = []  # how many, each time
+
+
+@dataclass(frozen=True)
+class Stacking(Regression):
+    """Says that it trains many at once, to results that show who was trained together."""
+
+    stacks = True
+
+    def fit_cohort(self, params: Any, data: Any, work: Any, rngs: Any) -> list[Fit]:
+        GIVEN.append(len(data))
+        fits = [self.fit(*each) for each in zip(params, data, work, rngs, strict=True)]
+        shift = np.float32(1e-3 * len(data))
+        return [replace(fit, params=fit.params.updated({"weight": fit.params["weight"] + shift})) for fit in fits]
+
+
+def stacked(make: Callable[[], Job]) -> Job:
+    GIVEN.clear()
+    return replace(make(), model=Stacking())
+
+
+@pytest.mark.parametrize("make", [plain, lambda: talk(6)], ids=["one leg", "two legs"])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_stacks_are_trained_together_whatever_the_number_of_workers(make: Any, workers: int) -> None:
+    local = train(stacked(make), some_clients(), runtime=Local(cohort=3)).checkpoint.state
+    once = GIVEN[:]
+    session = Inline(replace(make(), model=Stacking()), some_clients(), workers, cohort=3)
+    assert trained(session, replace(make(), model=Stacking())) == local
+    assert sorted(GIVEN) == sorted(2 * once) and max(once) == 3
+    assert len(session.lying) == 6 + 1, "nothing of a round stays"
+
+
+def test_a_stack_whose_worker_dies_is_trained_whole_again_to_the_same_bits() -> None:
+    undisturbed = trained(Inline(stacked(plain), some_clients(), 2, cohort=3), replace(plain(), model=Stacking()))
+    stacks = len(GIVEN)
+    session = Inline(stacked(plain), some_clients(), 2, dying=("client-1.0", "client-2.0"), cohort=3)
+    assert trained(session, replace(plain(), model=Stacking())) == undisturbed
+    assert not session.dying and stacks < len(GIVEN) <= stacks + 2
+
+
+def test_a_stack_that_kills_every_worker_is_taken_apart_and_the_client_is_named() -> None:
+    session = Inline(stacked(plain), some_clients(), 2, dying=("client-2.0",) * 2 * TRIES, cohort=3)
+    with pytest.raises(TrainingFailed, match="client-2: 3 workers died while they did its task"):
+        trained(session, replace(plain(), model=Stacking()))
+
+
+def test_tasks_of_a_stack_that_are_over_are_not_done() -> None:
+    session = Inline(stacked(plain), some_clients(), 1, cohort=4)
+    session.publish(tasks(4), Tensors({"model/weight": [0.0]}))
+    session.retire(tasks(2))
+    session._dispatch()
+    assert session.all[0].done == ["client-2.0"]
+    assert [form["client"] for form in session.all[0].given[0]["stack"]] == ["client-2", "client-3"]
+    session.retire(tasks(4))
+    assert not session.all[0].answers and not session._used

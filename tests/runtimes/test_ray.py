@@ -25,9 +25,10 @@ from hansa.core.job import Evaluation, Job
 from hansa.core.model import Fit, LocalWork
 from hansa.core.tensors import Tensors
 from hansa.runtimes.history import History
-from hansa.runtimes.local import train
+from hansa.runtimes.local import Local, train
 from hansa.runtimes.memory import MemoryMemories
 from tests.runtimes.jobs import JOBS, Regression, plain, some_clients
+from tests.runtimes.test_pool import Stacking
 from tests.runtimes.test_virtual_legs import job as talk
 
 ray = pytest.importorskip("ray")
@@ -132,6 +133,12 @@ class Elsewhere(Clients):
 def test_clients_with_a_canonical_form_are_opened_by_id_on_the_workers(on_ray: Callable[..., History]) -> None:
     there = on_ray(plain(), Elsewhere(os.getpid()))
     assert there.checkpoint.state == train(plain(), Elsewhere(0)).checkpoint.state
+
+
+def test_actors_train_their_stacks_to_the_bits_of_the_local_runtime(on_ray: Callable[..., History]) -> None:
+    job = replace(plain(), model=Stacking())
+    local, alone = (train(job, some_clients(), runtime=Local(cohort=n)).checkpoint.state for n in (3, 1))
+    assert on_ray(job, some_clients(), cohort=3).checkpoint.state == local != alone
 
 
 def test_tensors_survive_being_packed() -> None:

@@ -1,9 +1,12 @@
 """Clients handed to their model together: the run is that of clients trained one at a time, up to float rounding."""
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch.nn.functional as F
+from torch import nn
 
 import hansa
 from hansa.adapters.numpy import MLPModel
@@ -77,3 +80,20 @@ def test_where_all_together_fails_each_is_trained_alone():
 def test_no_clients_at_a_time_is_refused():
     with pytest.raises(ConfigError, match="cohort=0: at least one client"):
         hansa.Local(cohort=0)
+
+
+# -- in a pool of workers
+
+
+def torch_job():
+    net = functools.partial(nn.Linear, 4, 3)
+    return job(hansa.TorchModel(net, F.cross_entropy, loop="cohort"), hansa.Scaffold(WORK))
+
+
+def test_processes_train_their_stacks_to_the_bits_of_the_local_runtime():
+    local = hansa.train(torch_job(), clients(), runtime=hansa.Local(cohort=2))
+    for count in (1, 2):
+        found = hansa.train(torch_job(), clients(), runtime=hansa.Processes(count, cohort=2))
+        assert found.checkpoint.state == local.checkpoint.state, "SCAFFOLD's memory is kept as well"
+    alone = hansa.train(torch_job(), clients(), runtime=hansa.Processes(2, cohort=1)).checkpoint.state
+    assert all(np.allclose(alone[name], array, rtol=1e-5, atol=1e-6) for name, array in found.checkpoint.state.items())

@@ -8,8 +8,9 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from hansa.core.data import Clients
@@ -22,11 +23,10 @@ from hansa.core.worker import perform
 from hansa.crypto.simulated_seat import SimulatedSeat
 from hansa.runtimes.history import History
 from hansa.runtimes.simulation import simulate
-from hansa.runtimes.together import Together
+from hansa.runtimes.together import RESULT_BYTES, Early, Together
 
 Conversation = Generator[Tensors, Tensors | None, Tensors]
-RESULT_BYTES = 1 << 30  # of models trained together that wait for their turn
-_NOTHING: tuple[Any, Any, float] = (None, None, 0.0)
+_NOTHING = Early()
 
 
 class LocalSession(Session):
@@ -46,7 +46,7 @@ class LocalSession(Session):
         if cohort > 1 and getattr(job.model, "stacks", False):
             self._together = Together(job.model)
             self._job = replace(job, model=self._together)
-        self._found: dict[str, tuple[Any, Any, float]] = {}  # task key -> data, what training gave, seconds
+        self._found: dict[str, Early] = {}  # by task key
         self._waiting: deque[tuple[Task, Tensors, Tensors]] = deque()
         self._talking: dict[str, Conversation] = {}
         self._answers: deque[tuple[Task, int, Tensors]] = deque()
@@ -112,10 +112,11 @@ class LocalSession(Session):
         return traffic
 
     def _begin(self, task: Task, down: Tensors, frozen: Tensors) -> Conversation:
-        data, found, _ = self._found.pop(task.key, _NOTHING)
+        early = self._found.pop(task.key, _NOTHING)
         if self._together is not None:
-            self._together.answer(found)
-        self._talking[task.key] = self._conversation(task, down, frozen, self._open(task) if data is None else data)
+            self._together.answer(early.found)
+        data = self._open(task) if early.data is None else early.data
+        self._talking[task.key] = self._conversation(task, down, frozen, data)
         return self._talking[task.key]
 
     def _open(self, task: Task) -> Any:
@@ -128,24 +129,17 @@ class LocalSession(Session):
 
     def _train_together(self, together: Together) -> None:
         """Trains those that wait, as many as may be; who cannot be asked, or all if it fails, will be trained alone."""
-        began, found = time.perf_counter(), {}
         room = max(1, RESULT_BYTES // max(1, self._waiting[0][1].size_bytes))
-        for task, down, frozen in list(self._waiting)[: min(self._cohort, room)]:
-            if task.kind != "train" or task.role != "worker":
-                continue
-            self._found[task.key] = _NOTHING
-            with suppress(Exception):  # what is raised here is raised again in the client's own turn, and told there
-                asked = together.ask(self._conversation(task, down, frozen, self._open(task)).__next__)
-                if asked is not None:
-                    found[task.key] = asked
-        with suppress(Exception):
-            fits = together.fit_all(list(found.values()))
-            seconds = (time.perf_counter() - began) / max(1, len(fits))
-            for (key, asked), fit in zip(found.items(), fits, strict=True):
-                self._found[key] = (asked.data, fit, seconds)
+        first = list(self._waiting)[: min(self._cohort, room)]
+        train = [one for one in first if one[0].kind == "train" and one[0].role == "worker"]
+        self._found.update({task.key: _NOTHING for task, _, _ in train})
+        self._found.update(together.fit_all({one[0].key: partial(self._asks, *one) for one in train}))
+
+    def _asks(self, task: Task, down: Tensors, frozen: Tensors) -> None:
+        next(self._conversation(task, down, frozen, self._open(task)))
 
     def _step(self, task: Task, leg: int, go: Any) -> Happening:
-        began = time.perf_counter() - self._found.get(task.key, _NOTHING)[2]
+        began = time.perf_counter() - self._found.get(task.key, _NOTHING).seconds
         try:
             message = go()
             self._finish(task, leg)

@@ -7,6 +7,11 @@ A handle says where tensors lie so that every worker can read them: a file here,
 Only JSON and tensors pass, never a pickled object: a worker rebuilds the job from its canonical form, so models, losses
 and callables must be importable by name. The longest task goes first; a worker that dies is replaced, its task done
 again; and no bit of the result depends on who did what.
+
+Where the model trains many clients at once, a worker is handed a stack: the first task with the inputs of all, which it
+trains together, then the others, to which it has the answers. Stacks are cut by the order of the tasks, whoever does
+them, and a stack whose worker dies is trained whole again, so that neither the number of workers nor their deaths
+change what is computed.
 """
 
 import bisect
@@ -17,7 +22,8 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -30,21 +36,31 @@ from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
 from hansa.crypto.simulated_seat import SimulatedSeat
 from hansa.runtimes.forms import rebuild, task_of, worker_form
+from hansa.runtimes.together import RESULT_BYTES, Early, Together
 
 TRIES = 3  # of one task, when the worker that does it dies
-WINDOW = 4  # tasks for each worker among which the longest goes first: more would hold more finished messages back
+COHORT = 64  # clients in a stack: several stacks a worker in a round of hundreds
+WINDOW = 4  # tasks or stacks a worker among which the longest goes first: more would hold more finished messages back
 
 Handle = TypeVar("Handle")
+Conversation = Generator[Tensors, Tensors | None, Tensors]
 
 
-@dataclass
+@dataclass(eq=False)
 class Request(Generic[Handle]):
-    """One leg of one task, the handles of what it needs, and how many workers have died of it."""
+    """One leg of one task, the handles of what it needs, and how many workers have died of it.
+
+    Args:
+      stack: all that are trained together with it, and itself; none if it is trained alone.
+      fellows: those of the stack that the same worker is to do after it.
+    """
 
     task: Task
-    inputs: Mapping[str, Handle]
+    inputs: dict[str, Handle]
     leg: int = 0
     deaths: int = 0
+    stack: Sequence["Request[Handle]"] = ()
+    fellows: Sequence["Request[Handle]"] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,8 @@ class Member(ABC, Generic[Handle]):
     def __init__(self) -> None:
         self.ready = True  # whether it can be given work
         self.request: Request[Handle] | None = None
-        self.answers: deque[Request[Handle]] = deque()  # of the server, for conversations that live in it
+        self.answers: deque[Request[Handle]] = deque()  # of the server, in its conversations; and of a stack, the rest
+        self.stack: Sequence[Request[Handle]] = ()  # that it has trained together
         self.over: list[str] = []  # conversations that it may forget
 
     @abstractmethod
@@ -94,10 +111,12 @@ class PoolSession(Session, Generic[Handle]):
       clients: opened in the workers where their canonical form says all of them, else here, and handed over once.
       memories: what clients remember between tasks.
       count: workers, started as tasks are published.
+      cohort: clients in a stack, where the model trains many at once.
     """
 
-    def __init__(self, job: Job, clients: Clients, memories: Memories, count: int) -> None:
+    def __init__(self, job: Job, clients: Clients, memories: Memories, count: int, cohort: int = 1) -> None:
         self._clients, self._memories, self._count = clients, memories, count
+        self._cohort = cohort if getattr(job.model, "stacks", False) else 1
         self._converses = job.pipeline.reducer is not None and job.pipeline.reducer.legs > 1
         self._setup: dict[str, Any] = {"job": worker_form(job), "clients": _form(clients)}
         self._staged: dict[str, Handle] = {}  # client -> its data
@@ -165,9 +184,9 @@ class PoolSession(Session, Generic[Handle]):
         self._users[message] = len(tasks)
         for task in tasks:
             self._used[task.key] = [message]
-        for at in range(0, len(tasks), WINDOW * self._count):
-            window = sorted(tasks[at : at + WINDOW * self._count], key=lambda task: -self._expected_s(task.client))
-            self._waiting.extend(Request(task, inputs) for task in window)
+        heads = self._stacked([Request(task, dict(inputs)) for task in tasks], down.size_bytes)
+        for at in range(0, len(heads), WINDOW * self._count):
+            self._waiting.extend(sorted(heads[at : at + WINDOW * self._count], key=self._expected_of, reverse=True))
         self._down += len(tasks) * down.size_bytes
         self._deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
 
@@ -205,7 +224,8 @@ class PoolSession(Session, Generic[Handle]):
     def retire(self, tasks: Sequence[Task]) -> None:
         """Drops what was not begun, deletes what was written, and lets workers forget conversations."""
         over = {task.key for task in tasks}
-        self._waiting = deque(request for request in self._waiting if request.task.key not in over)
+        left = (_without(request, over) for request in self._waiting)
+        self._waiting = deque(request for request in left if request is not None)
         self._lost = deque(failure for failure in self._lost if failure.task.key not in over)
         for member in self._members:
             member.answers = deque(request for request in member.answers if request.task.key not in over)
@@ -227,6 +247,24 @@ class PoolSession(Session, Generic[Handle]):
         return traffic
 
     # -- who does what
+
+    def _stacked(self, requests: list[Request[Handle]], model_bytes: int) -> list[Request[Handle]]:
+        """The first request of each stack, in which it names the others; and those that go alone."""
+        most = min(self._cohort, RESULT_BYTES // max(1, model_bytes))
+        if most < 2 or requests[0].task.kind != "train":
+            return requests
+        heads = [request for request in requests if request.task.role != "worker"]
+        trained = [request for request in requests if request.task.role == "worker"]
+        for at in range(0, len(trained), most):
+            stack = trained[at : at + most]
+            for request in stack:
+                request.stack = stack
+            stack[0].fellows = stack[1:]
+            heads.append(stack[0])
+        return heads
+
+    def _expected_of(self, head: Request[Handle]) -> float:
+        return sum(self._expected_s(request.task.client) for request in (head, *head.fellows))
 
     def _expected_s(self, client: str) -> float:
         """Seconds that a client's task will take: as its last one took, or by its number of examples."""
@@ -255,14 +293,21 @@ class PoolSession(Session, Generic[Handle]):
                 member.request = request
                 if self._converses:
                     self._home[request.task.key] = member
+                inputs, stack = dict(self._inputs(request)), list[Request[Handle]]()
+                if request.stack and request.stack is not member.stack:
+                    member.stack = request.stack
+                    stack = [one for one in request.stack if one.task.key in self._used]  # the others are over
+                for i, one in enumerate(stack):
+                    inputs.update({f"{name} {i}": given for name, given in self._inputs(one).items() if name in _OWN})
                 asked = {
                     "task": vars(request.task),
                     "leg": request.leg,
+                    "stack": [vars(one.task) for one in stack],
                     "over": member.over,
                     "secret": self._secret.hex(),
                 }
                 member.over = []
-                member.begin(asked, self._inputs(request))
+                member.begin(asked, inputs)
 
     def _pick(self, member: Member[Handle]) -> Request[Handle] | None:
         """An answer in a conversation; else, of the tasks whose turn it is, one whose data is near, or the first."""
@@ -272,14 +317,15 @@ class PoolSession(Session, Generic[Handle]):
         at = next((i for i, request in enumerate(turn) if self._near(member, request.task.client)), 0)
         request = self._waiting[at]
         del self._waiting[at]
+        member.answers.extend(request.fellows)
         return request
 
     def _inputs(self, request: Request[Handle]) -> dict[str, Handle]:
-        task, inputs = request.task, dict(request.inputs)
+        """What a request needs; the client's own is added when it is first asked for."""
+        task, inputs = request.task, request.inputs
         if request.leg or task.role == "helper":
             return inputs
-        memory = self._memories.load(task.client, task.since)
-        if len(memory):
+        if "memory" not in inputs and len(memory := self._memories.load(task.client, task.since)):
             inputs["memory"] = self._write(memory)
             self._used[task.key].append(inputs["memory"])
         if self._setup["clients"] is None:
@@ -320,17 +366,34 @@ class PoolSession(Session, Generic[Handle]):
         """Takes a dead worker out. Its task goes to another, its conversations are lost."""
         self._members.remove(member)
         member.end()
-        self._lost.extend(_conversation_lost(request.task) for request in member.answers)
+        self._lost.extend(_conversation_lost(request.task) for request in member.answers if request.leg)
+        again = [request for request in member.answers if not request.leg]
         request = member.request
-        if request is None or request.task.key not in self._used:  # nothing was asked of it, or nobody waits for it
-            return None
-        request.deaths += 1
-        if request.leg:
-            return _conversation_lost(request.task)
-        if request.deaths == TRIES:
-            return Failure(request.task, f"{TRIES} workers died while they did its task, the last one: {why}")
-        self._waiting.appendleft(request)
-        return None
+        happening: Happening | None = None
+        if request is not None and request.task.key in self._used:  # else nothing was asked, or nobody waits for it
+            request.deaths += 1
+            if request.leg:
+                happening = _conversation_lost(request.task)
+            else:
+                again.insert(0, request)
+        if again and again[0].deaths == TRIES:
+            if not again[0].stack:
+                return Failure(again[0].task, f"{TRIES} workers died while they did its task, the last one: {why}")
+            for one in again:  # alone it will show whose fault it is
+                one.stack, one.fellows, one.deaths = (), (), 0
+            self._waiting.extendleft(reversed(again))
+        elif again:
+            again[0].fellows = again[1:]
+            self._waiting.appendleft(again[0])
+        return happening
+
+
+def _without(head: Request[Any], over: set[str]) -> Request[Any] | None:
+    """What is left of a stack, or of a request that goes alone, when some tasks are over."""
+    left = [request for request in (head, *head.fellows) if request.task.key not in over]
+    if left:
+        left[0].fellows = left[1:]
+    return left[0] if left else None
 
 
 def _conversation_lost(task: Task) -> Failure:
@@ -346,6 +409,9 @@ def _form(clients: Clients) -> Any:
     return form if isinstance(form, dict) and "$type" in form and "$array" not in json.dumps(form) else None
 
 
+_OWN = ("data", "memory")  # inputs that are one client's; the others are those of all
+
+
 @dataclass
 class Performer:
     """A worker's half of the pool: the job, the population, and the conversations that live here.
@@ -357,7 +423,9 @@ class Performer:
     job: Any
     clients: Any
     _rebuilt: tuple[Job, Clients | None] | None = None
-    _talking: dict[str, Generator[Tensors, Tensors | None, Tensors]] = field(default_factory=dict)
+    _together: Together | None = None
+    _early: dict[str, Early] = field(default_factory=dict)  # of a stack, by task key
+    _talking: dict[str, Conversation] = field(default_factory=dict)
 
     def step(
         self, asked: Mapping[str, Any], read: Callable[[str], Tensors], write: Callable[[Tensors], Any]
@@ -384,14 +452,17 @@ class Performer:
     ) -> dict[str, Any]:
         if self._rebuilt is None:
             self._rebuilt = rebuild(self.job), rebuild(self.clients)
-        (job, clients), task, leg = self._rebuilt, task_of(asked["task"]), asked["leg"]
-        began = time.perf_counter()
+        job, task, leg = self._rebuilt[0], task_of(asked["task"]), asked["leg"]
         for key in asked["over"]:
             self._talking.pop(key, None)
+        if asked["stack"]:
+            self._train_together(asked, read)
+        early = self._early.pop(task.key, Early())
+        began = time.perf_counter() - early.seconds
         if leg == 0:
-            data = _data(clients, task, read)
-            seat = SimulatedSeat(task.client, task.context, bytes.fromhex(asked["secret"]))
-            self._talking[task.key] = perform(job, task, read("down"), data, read("memory"), read("frozen"), seat)
+            if self._together is not None:
+                self._together.answer(early.found)
+            self._talking[task.key] = self._begin(task, asked["secret"], read, early.data)
             message = next(self._talking[task.key])
         else:
             message = self._talking[task.key].send(read("answer"))
@@ -404,6 +475,30 @@ class Performer:
                 if task.kind == "train" and len(end.value):
                     said["memory"] = write(end.value)
         return said
+
+    def _begin(self, task: Task, secret: str, read: Callable[[str], Tensors], data: Any = None) -> Conversation:
+        """The conversation of a task, whose data is opened unless it is given."""
+        assert self._rebuilt is not None
+        job, clients = self._rebuilt
+        seat = SimulatedSeat(task.client, task.context, bytes.fromhex(secret))
+        data = _data(clients, task, read) if data is None else data
+        return perform(job, task, read("down"), data, read("memory"), read("frozen"), seat)
+
+    def _train_together(self, asked: Mapping[str, Any], read: Callable[[str], Tensors]) -> None:
+        """Trains a stack; what is found waits until each task's turn comes."""
+        assert self._rebuilt is not None
+        if self._together is None:
+            job, clients = self._rebuilt
+            self._together = Together(job.model)
+            self._rebuilt = replace(job, model=self._together), clients
+
+        whole = {name: read(name) for name in ("down", "frozen")}  # once, so that all have the same arrays
+
+        def begin(i: int, task: Task) -> None:
+            next(self._begin(task, asked["secret"], lambda name: read(f"{name} {i}") if name in _OWN else whole[name]))
+
+        tasks = [task_of(form) for form in asked["stack"]]
+        self._early = self._together.fit_all({task.key: partial(begin, i, task) for i, task in enumerate(tasks)})
 
 
 def _data(clients: Clients | None, task: Task, read: Callable[[str], Tensors]) -> Any:

@@ -22,12 +22,12 @@ from typing import Any
 
 from hansa.core.checkpoint import buffers, open_bytes
 from hansa.core.data import Clients
-from hansa.core.errors import ConfigError
+from hansa.core.errors import ConfigError, require
 from hansa.core.job import Job
 from hansa.core.runtime import Memories, Runtime
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.runtimes.history import History
-from hansa.runtimes.pool import Member, Performer, PoolSession, Report
+from hansa.runtimes.pool import COHORT, Member, Performer, PoolSession, Report
 from hansa.runtimes.simulation import simulate
 
 
@@ -37,20 +37,25 @@ class Processes(Runtime):
 
     Args:
       count: how many; None for one a core.
+      cohort: clients whose data a process opens and hands to the model together, where it trains many at once
+        (`TorchModel(loop="cohort")`); others are trained one at a time. A number of its own, not a share of the round,
+        so that the result does not depend on `count`.
     """
 
     count: int | None = None
+    cohort: int = COHORT
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
             raise ConfigError(f"count={self.count}: at least one process is needed.")
+        require(self.cohort >= 1, f"cohort={self.cohort}: at least one client is trained at a time.")
 
     def run(self, job: Job, clients: Clients, **options: Any) -> History:
         """Trains to the end, or from the store's last committed round; options as those of `simulate`."""
         count = self.count or os.cpu_count() or 1
 
         def opened(job: Job, clients: Clients, memories: Memories) -> "closing[ProcessSession]":
-            return closing(ProcessSession(job, clients, memories, count))
+            return closing(ProcessSession(job, clients, memories, count, self.cohort))
 
         return simulate(opened, job, clients, **options)
 
@@ -59,11 +64,11 @@ class ProcessSession(PoolSession[str]):
     """Hands each task to an idle process; a handle is the path of a safetensors file.
 
     Args:
-      job, clients, memories, count: as those of every pool.
+      job, clients, memories, count, cohort: as those of every pool.
     """
 
-    def __init__(self, job: Job, clients: Clients, memories: Memories, count: int) -> None:
-        super().__init__(job, clients, memories, count)
+    def __init__(self, job: Job, clients: Clients, memories: Memories, count: int, cohort: int = 1) -> None:
+        super().__init__(job, clients, memories, count, cohort)
         shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(prefix="hansa-", dir=shared)
 

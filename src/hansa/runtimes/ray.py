@@ -30,7 +30,7 @@ from hansa.core.job import Job
 from hansa.core.runtime import Memories, Runtime
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.runtimes.history import History
-from hansa.runtimes.pool import TRIES, Member, Performer, PoolSession, Report
+from hansa.runtimes.pool import COHORT, TRIES, Member, Performer, PoolSession, Report
 from hansa.runtimes.simulation import simulate
 
 try:
@@ -55,9 +55,11 @@ class Ray(Runtime):
       address: of a running cluster, as `10.0.0.7:6379`, or `auto` for the one that this machine belongs to; None starts
         a private one on this machine, reachable from it alone, and ends it with the run. Where this process has called
         `ray.init` already, that cluster is used and left running.
-      workers: actors, each of which trains one client at a time; None for as many as fit.
+      workers: actors, each of which trains one client at a time, or a stack of them; None for as many as fit.
       cpus: of each worker, as Ray counts them; below 1, several share one.
       gpus: of each worker; 0.25 puts four on each GPU, and each sees its own as `cuda:0`.
+      cohort: clients handed together to a model that trains many at once (`TorchModel(loop="cohort")`), as in
+        `Processes`; others are trained one at a time. A GPU wants hundreds.
       store_bytes: of the private cluster's object store, which holds messages and clients' data in memory; what does
         not fit is written to disk.
 
@@ -71,12 +73,14 @@ class Ray(Runtime):
     cpus: float = 1.0
     gpus: float = 0.0
     store_bytes: int = 1 << 30
+    cohort: int = COHORT
 
     def __post_init__(self) -> None:
         require(self.workers is None or self.workers >= 1, f"workers={self.workers}: at least one is needed.")
         for name, amount in (("cpus", self.cpus), ("gpus", self.gpus)):
             whole = amount == int(amount) or 0 < amount < 1
             require(amount >= 0 and whole, f"{name}={amount}: Ray wants a fraction below 1, or a whole number.")
+        require(self.cohort >= 1, f"cohort={self.cohort}: at least one client is trained at a time.")
         require(self.cpus > 0, f"cpus={self.cpus}: a worker takes some.")
         least = 80 << 20
         require(self.store_bytes >= least, f"store_bytes={self.store_bytes}: Ray wants at least {least}.")
@@ -126,7 +130,7 @@ class RaySession(PoolSession[Any]):
     """
 
     def __init__(self, job: Job, clients: Clients, memories: Memories, how: Ray, count: int) -> None:
-        super().__init__(job, clients, memories, count)
+        super().__init__(job, clients, memories, count, how.cohort)
         self._setup.update(main=_main(self._setup), paths=sys.path, device=os.environ.get(DEVICE))
         self._actors = ray.remote(SimulationWorker).options(
             num_cpus=how.cpus, num_gpus=how.gpus, max_restarts=0, scheduling_strategy="SPREAD"

@@ -8,13 +8,17 @@
 the model alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hansa.core.model import Fit, LocalWork, Metrics, Model, Role
 from hansa.core.tensors import Shapes, Tensors
+
+RESULT_BYTES = 1 << 30  # of models trained together that wait for their turn
 
 
 class Asked(BaseException):
@@ -32,6 +36,14 @@ class Found(NamedTuple):
     drawn: Mapping[str, Any]
 
 
+class Early(NamedTuple):
+    """What was found for a task before its turn came: its data, already opened, and its share of the seconds."""
+
+    data: Any = None
+    found: Found | None = None
+    seconds: float = 0.0
+
+
 class Together(Model):
     """A model whose `fit` can be answered from outside; all else is the model's own."""
 
@@ -41,7 +53,32 @@ class Together(Model):
         self._noting = False
         self._found: Found | None = None
 
-    def ask(self, begin: Callable[[], Any]) -> Asked | None:
+    def fit_all(self, begun: Mapping[str, Callable[[], Any]]) -> dict[str, Early]:
+        """Trains all that tasks will ask for at once.
+
+        Args:
+          begun: by the key of a task, what opens its data and begins it.
+
+        Returns:
+          What was found; nothing for tasks that do not train, or if it fails: what is raised here is raised again in
+          the task's own turn, and told there.
+        """
+        began, asked = time.perf_counter(), dict[str, Asked]()
+        for key, begin in begun.items():
+            if (one := self._ask(begin)) is not None:
+                asked[key] = one
+        with suppress(Exception):
+            rngs = [one.rng for one in asked.values()]
+            fits = self._model.fit_cohort(
+                [one.params for one in asked.values()], [one.data for one in asked.values()],
+                [one.work for one in asked.values()], rngs,
+            )  # fmt: skip
+            found = [Found(fit, rng.bit_generator.state) for fit, rng in zip(fits, rngs, strict=True)]
+            seconds = (time.perf_counter() - began) / max(1, len(found))
+            return {key: Early(one.data, fit, seconds) for (key, one), fit in zip(asked.items(), found, strict=True)}
+        return {}
+
+    def _ask(self, begin: Callable[[], Any]) -> Asked | None:
         """What a task asks of `fit`; None if it ends, or fails, before: then it will do so again."""
         self._noting = True
         try:
@@ -53,14 +90,6 @@ class Together(Model):
         finally:
             self._noting = False
         return None
-
-    def fit_all(self, asked: Sequence[Asked]) -> list[Found]:
-        """All of them at once."""
-        fits = self._model.fit_cohort(
-            [one.params for one in asked], [one.data for one in asked], [one.work for one in asked],
-            [one.rng for one in asked],
-        )  # fmt: skip
-        return [Found(fit, one.rng.bit_generator.state) for fit, one in zip(fits, asked, strict=True)]
 
     def answer(self, found: Found | None) -> None:
         """The next `fit` gives this, if anything."""
