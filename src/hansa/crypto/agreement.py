@@ -4,6 +4,7 @@ library.
 Every derived key is bound to what it is for: the same pair of keys gives unrelated secrets for masks and for messages.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,7 +41,15 @@ class KeyPair:
     @classmethod
     def of(cls, secret: bytes) -> "KeyPair":
         """The pair of this secret."""
-        return cls(secret, X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw())
+        private = X25519PrivateKey.from_private_bytes(secret)
+        pair = cls(secret, private.public_key().public_bytes_raw())
+        pair.__dict__["_private"] = private
+        return pair
+
+    @functools.cached_property
+    def _private(self) -> X25519PrivateKey:
+        # Reading a secret costs as much as an exchange, since the library computes its public key.
+        return X25519PrivateKey.from_private_bytes(self.secret)
 
     def agree(self, public: bytes, purpose: bytes, length: int = 32) -> bytes:
         """The secret shared with the holder of another key, for one purpose.
@@ -49,9 +58,7 @@ class KeyPair:
           ProtocolError: the other key is no X25519 key, or one of those that give everybody the same secret.
         """
         try:
-            shared = X25519PrivateKey.from_private_bytes(self.secret).exchange(
-                X25519PublicKey.from_public_bytes(public)
-            )
+            shared = self._private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
             raise ProtocolError(
                 "a public key is malformed or of small order: its sender is broken or hostile."

@@ -9,7 +9,7 @@ from hansa.core.errors import ProtocolError
 from hansa.core.pipeline import Seat
 from hansa.crypto import shamir
 from hansa.crypto.agreement import KeyPair, seal, unseal
-from hansa.crypto.masking import KEY_BYTES, add_mask
+from hansa.crypto.masking import KEY_BYTES, add_masks
 from hansa.crypto.secagg.terms import SHARE_LIMBS, Advert, Roster, Terms, void
 
 _OWN = shamir.limbs(bytes(KEY_BYTES))
@@ -32,6 +32,7 @@ class Client:
         self._mask, self._channel = KeyPair.new(seat.entropy), KeyPair.new(seat.entropy)
         self._own = seat.entropy(KEY_BYTES)
         self._adverts: dict[int, Advert] = {}
+        self._keys: dict[int, bytes] = {}  # of the channels to neighbours, until they are no longer needed
         self._held: dict[int, np.ndarray] = {}  # neighbour -> shares of its secrets
         self._masked: tuple[int, ...] = ()
 
@@ -51,6 +52,7 @@ class Client:
         """For each neighbour, in order, shares of this client's secrets that only that neighbour can open."""
         if roster.context != self._seat.context or self._seat.name not in roster.names:
             raise ProtocolError("the roster is of another conversation, or does not name this client.")
+        self._enough(len(roster.names))
         self._roster, self._me = roster, roster.names.index(self._seat.name)
         mine = Advert(self._mask.public, self._channel.public, hashlib.sha256(self._own).digest())
         if roster.digest_of(self._me) != mine.digest:
@@ -98,12 +100,12 @@ class Client:
         if len(self._held) < self._needed:
             raise void(f"{len(self._held)} holders are left, {self._needed} are needed to finish")
         self._sharers = frozenset(self._held)
-        words = list(runs)
-        add_mask(words, self._own)
+        self._keys.clear()
+        purpose, masks = b"mask\0" + self._seat.context, [(self._own, 1)]
         for at in sorted(self._sharers - {self._me}):
-            key = self._mask.agree(self._adverts[at].mask, b"mask\0" + self._seat.context, KEY_BYTES)
-            add_mask(words, key, 1 if self._me < at else -1)
-        return self._terms.fields.pack(words)
+            masks.append((self._mask.agree(self._adverts[at].mask, purpose, KEY_BYTES), 1 if self._me < at else -1))
+        add_masks(runs, masks)
+        return self._terms.fields.pack(runs)
 
     # -- leg 3
 
@@ -114,6 +116,7 @@ class Client:
             raise ProtocolError("the list of survivors is malformed.")
         if self._me not in listed:
             raise ProtocolError("the list of survivors leaves this client out, which masked.")
+        self._enough(len(listed))
         near = [at for at in listed if at in self._neighbours]
         if any(at not in self._sharers for at in near):
             raise void("the list of survivors names a neighbour that had dropped out before")
@@ -157,8 +160,14 @@ class Client:
 
     # -- inside
 
+    def _enough(self, named: int) -> None:
+        if named < self._terms.fewest:
+            raise void(f"{named} clients are named, and no round has fewer than {self._terms.fewest}")
+
     def _key(self, at: int) -> bytes:
-        return self._channel.agree(self._adverts[at].channel, b"channel\0" + self._seat.context)
+        if at not in self._keys:
+            self._keys[at] = self._channel.agree(self._adverts[at].channel, b"channel\0" + self._seat.context)
+        return self._keys[at]
 
     def _between(self, sender: int, receiver: int) -> bytes:
         return b"share\0" + self._roster.seed + sender.to_bytes(4, "big") + receiver.to_bytes(4, "big")

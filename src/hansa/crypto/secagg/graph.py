@@ -7,7 +7,9 @@
 The second is for a server that lies, and holds the first: of k + 1 holders, of which c are corrupt, some t may believe
 that a client masked and other t that it dropped out, if 2t ≤ k + 1 + c.
 
-The neighbourhoods are drawn from a hash of all advertised keys, so that nobody chooses them.
+The neighbourhoods are drawn from a hash of all advertised keys, so that nobody chooses them. A server that lies chooses
+whom to list, as long as enough are listed: it may leave out honest clients and none of its own, which is why the second
+is taken over the fewest clients of a round. And it may try as many lists as it has time for: some 2^σ for one it likes.
 
 Source: Bell, Bonawitz, Gascón, Lepoint and Raykova 2020, https://eprint.iacr.org/2020/704
 """
@@ -45,8 +47,9 @@ class Graph:
 
 
 def choose_graph(
-    n: int, corrupt: float = 0.05, dropout: float = 0.05, sigma: int = 40, eta: int = 30, lying: bool = False
-) -> Graph:
+    n: int, corrupt: float = 0.05, dropout: float = 0.05, sigma: int = 40, eta: int = 30, lying: bool = False,
+    *, fewest: int | None = None, group: int | None = None,
+) -> Graph:  # fmt: skip
     """The fewest neighbours that hold the bounds.
 
     Args:
@@ -54,7 +57,9 @@ def choose_graph(
       corrupt: the fraction of clients that may work with the server.
       dropout: the fraction that may drop out.
       sigma: bits of security; eta: bits of correctness.
-      lying: whether the server may lie about who masked; else it is taken to follow the protocol.
+      lying: whether the server may lie about who takes part and who masked; else it is taken to follow the protocol.
+      fewest: clients that a server that lies must list at least; all if None.
+      group: clients among whom neighbours are found, where a round is made of groups that chance draws; all if None.
 
     Raises:
       ConfigError: no number of neighbours holds both.
@@ -63,8 +68,9 @@ def choose_graph(
         if not 0 <= given < 1:
             raise ConfigError(f"{name}={given}: a fraction of the clients, in [0, 1).")
     bad, gone = round(corrupt * n), round(dropout * n)
-    for k in range(2, n, 2):
-        tail = _tail(n - 1, bad, k)
+    listed = min(n, fewest or n) if lying else n
+    for k in range(2, min(listed, group or n), 2):
+        tail = _tail(listed - 1, min(bad, listed - 1), k)
         needed = {t: 2 * t - k - 1 if lying else t for t in range(k // 2 + 1 if lying else 1, k + 1)}
         threshold = next((t for t, bad_ones in needed.items() if n * tail[bad_ones] <= 2.0**-sigma), None)
         if threshold is None:

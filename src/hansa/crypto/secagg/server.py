@@ -9,7 +9,7 @@ from hansa.core.errors import HansaError, ProtocolError
 from hansa.core.pipeline import Seat
 from hansa.crypto import shamir
 from hansa.crypto.agreement import KeyPair
-from hansa.crypto.masking import KEY_BYTES, add_mask
+from hansa.crypto.masking import KEY_BYTES, add_masks
 from hansa.crypto.secagg.terms import SEALED_BYTES, SECRET_BYTES, SHARE_LIMBS, Advert, Roster, Terms, void
 
 _OWN = shamir.limbs(bytes(KEY_BYTES))
@@ -45,8 +45,8 @@ class Server:
         listed = tuple(name for name in names if name in self._adverts)
         digests = b"".join(self._adverts[name].digest for name in listed)
         self.roster = Roster(listed, digests, self._terms.degree, self._seat.context)
-        if len(listed) < 3:
-            raise void(f"{len(listed)} clients are here, and a sum of fewer than 3 hides nobody")
+        if len(listed) < self._terms.fewest:
+            raise void(f"{len(listed)} clients are here, and {self._terms.fewest} are the fewest that hide each other")
         self._places = {name: at for at, name in enumerate(listed)}
         self._graph = self.roster.graph()
         return {
@@ -88,6 +88,10 @@ class Server:
         self._masked = sorted(self._places[name] for name in names)
         if set(self._masked) != self._added:
             raise ProtocolError("a vector was added whose sender is not among the survivors.")
+        if len(self._masked) < self._terms.fewest:
+            raise void(
+                f"{len(self._masked)} clients masked, and {self._terms.fewest} are the fewest that hide each other"
+            )
         for at in self._masked:
             holders = [near for near in self._graph[at] if near in self._added]
             self._enough(at, 1 + len(holders))
@@ -124,16 +128,15 @@ class Server:
 
     def total(self) -> list[np.ndarray]:
         """The sum of the contributions of all that masked, as residues modulo each run's 2^bits."""
-        for at in self._masked:
-            add_mask(self._sum, self._secret(at, KEY_BYTES, self._is_own_key), -1)
-        masked = set(self._masked)
+        masked, purpose = set(self._masked), b"mask\0" + self._seat.context
+        masks = [(self._secret(at, KEY_BYTES, self._is_own_key), -1) for at in self._masked]
         for at in sorted(self._sharers - masked):
             pair = KeyPair.of(self._secret(at, SECRET_BYTES, self._is_mask_key))
             for near in self._graph[at]:
                 if near in masked:
-                    key = pair.agree(self._advert(near).mask, b"mask\0" + self._seat.context, KEY_BYTES)
                     # The survivor added this mask if it comes first in the roster.
-                    add_mask(self._sum, key, -1 if near < at else 1)
+                    masks.append((pair.agree(self._advert(near).mask, purpose, KEY_BYTES), -1 if near < at else 1))
+        add_masks(self._sum, masks)
         bits = self._terms.fields.bits
         return [run & run.dtype.type((1 << each) - 1) for run, each in zip(self._sum, bits, strict=True)]
 

@@ -43,7 +43,8 @@ class Fields:
 
     def pack(self, runs: Sequence[np.ndarray]) -> np.ndarray:
         """All runs, one after another: uint8."""
-        return np.concatenate([pack(run, bits) for run, bits in zip(runs, self.bits, strict=True)])
+        packed = [pack(run, bits) for run, bits in zip(runs, self.bits, strict=True)]
+        return packed[0] if len(packed) == 1 else np.concatenate(packed)
 
     def unpack(self, packed: np.ndarray) -> list[np.ndarray]:
         """The opposite; ProtocolError if the length is wrong."""
@@ -67,6 +68,8 @@ class Terms:
       threshold: the fraction of a client's holders (its neighbours and itself) that give its secrets back.
       degree: neighbours of each client; None for everybody.
       holders: how many of them give secrets back, where a graph was chosen; else by `threshold`.
+      fewest: clients that every honest round has, on the roster and in the sum: a server that names fewer is refused,
+        or it could leave nobody but its own beside one.
     """
 
     context: bytes
@@ -74,6 +77,7 @@ class Terms:
     threshold: float
     degree: int | None = None
     holders: int | None = None
+    fewest: int = 3
 
     def needed(self, holders: int) -> int:
         """Shares that give a secret back, of so many holders; more than half of them."""
