@@ -86,6 +86,7 @@ _MODULES: dict[str, str] = {
     "data": "data",
     "privacy": "privacy",
     "observe": "runtimes.observe",
+    "measures": "adapters.measures",
     "mpc": "mpc",
 }
 _HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
@@ -110,6 +111,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hansa import data as data, mpc as mpc, privacy as privacy
+    from hansa.adapters import measures as measures
     from hansa.adapters.jax import JaxModel as JaxModel
     from hansa.adapters.keras import KerasModel as KerasModel
     from hansa.adapters.numpy import LinearModel as LinearModel, LogisticModel as LogisticModel, MLPModel as MLPModel
