@@ -10,6 +10,7 @@ use them.
 
 from hansa.core.data import Clients, Dataset
 from hansa.data import heterogeneity
+from hansa.data.database import Database
 from hansa.data.files import from_csv, from_npz, from_parquet, load
 from hansa.data.generate import blobs, synthetic
 from hansa.data.labels import labels
@@ -49,6 +50,7 @@ __all__ = [
     "Partitioner",
     "partition",
     # Populations on disk.
+    "Database",
     "Population",
     "pack",
     # Some clients, or some of their examples.

@@ -93,7 +93,7 @@ class Population(Clients):
 
     def open(self, client: str) -> Dataset:
         """The rows of one client."""
-        if _signs(self._files) != self._signs:
+        if signs(self._files) != self._signs:
             raise self._changed()
         table, ids, offsets, order, names = self._layout
         place = known_place(ids, client)
@@ -154,13 +154,13 @@ class Population(Clients):
 
     @cached_property
     def _signs(self) -> list[tuple[int, int]]:
-        return _signs(self._files)
+        return signs(self._files)
 
     def _changed(self) -> DataError:
         return DataError(f"'{self.path}' changed on disk since it was opened: put it back, or open it anew.")
 
 
-def _signs(files: list[str]) -> list[tuple[int, int]]:
+def signs(files: list[str]) -> list[tuple[int, int]]:
     """Size and time of each file. What replaces one within a tick of the clock, at its size, is not seen."""
     found = []
     for file in files:
