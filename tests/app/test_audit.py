@@ -132,7 +132,7 @@ def test_a_lying_server_is_tried_on_the_job_s_own_secure_sum_alone() -> None:
     stages = [face.Clip(1.0), face.UniformMean(), face.Quantise(16)]
     secure = replace(job(model, ADAM), pipeline=face.Pipeline(stages, face.SecureSum()))
     found = lying(secure, EVERYBODY)
-    assert found.verdict == Verdict.HOLDS and found.says.startswith("of 6 lies 0 give")
+    assert found.verdict == Verdict.HOLDS and found.says.startswith("of 7 lies 0 give")
     assert found.numbers["drops all but one"]["refused"] == 40
     with pytest.raises(ConfigError, match="this job ends in Sum"):
         lying(job(model, ADAM), EVERYBODY)

@@ -173,6 +173,7 @@ def test_indicator_of_adaptive_clip_is_paid_out_of_the_same_multiplier() -> None
         (Fixed(20, over_select=0.3), "none", 1.0),
         (Fixed(20, quorum=5, max_staleness=2), "none", 1.0),
         (Poisson(0.25, deadline_s=5.0), "none", 1.0),
+        (Poisson(0.25, quorum=10), "none", 1.0),
     ],
 )
 def test_amplification_is_claimed_only_where_chance_alone_decides(sampling: Sampling, kind: str, rate: float) -> None:

@@ -2,24 +2,27 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+import hansa
 from hansa.core.algorithm import Algorithm
 from hansa.core.errors import ConfigError, HansaError, JobError, ProtocolError, SecretRoundVoid
-from hansa.core.model import LocalWork
+from hansa.core.model import Fit, LocalWork, Metrics
 from hansa.core.pipeline import Arrived, Bound, Closed, Part, Pipeline, Setting, Signal
-from hansa.core.sampling import Fixed
+from hansa.core.sampling import Fixed, Poisson, Sampling
 from hansa.core.tensors import EMPTY, Tensors, stack
 from hansa.crypto import masking, shamir
 from hansa.crypto.agreement import KeyPair, seal, unseal
 from hansa.crypto.seats import SimulatedSeat
 from hansa.crypto.secagg.graph import choose_graph, neighbourhoods, neighbours
+from hansa.privacy.sampling import Turns
 from hansa.stages.clip import Clip
+from hansa.stages.distributed_noise import DistributedGaussian
 from hansa.stages.mean import UniformMean, WeightedMean
 from hansa.stages.quantise import Quantise
 from hansa.stages.secure_sum import SecureSum
@@ -34,10 +37,16 @@ SIGNAL = Signal(
 )
 
 
-def bound(reducer: SecureSum, clients: int, stages: Sequence[Any] = (Clip(1.0), UniformMean(), Quantise(16))) -> Bound:
+def bound(
+    reducer: SecureSum,
+    clients: int,
+    stages: Sequence[Any] = (Clip(1.0), UniformMean(), Quantise(16)),
+    sampling: Sampling | None = None,
+) -> Bound:
     setting = Setting(
-        sampling=Fixed(clients), algorithm=Algorithm(LocalWork(lr=1.0, epochs=1)), population=clients, sees="total"
-    )
+        sampling=sampling or Fixed(clients, quorum=1), algorithm=Algorithm(LocalWork(lr=1.0, epochs=1)),
+        population=clients, sees="total",
+    )  # fmt: skip
     return Pipeline(stages, reducer).bind(SIGNAL, setting)
 
 
@@ -158,10 +167,11 @@ def test_drop_outs_at_every_leg_leave_the_sum_of_those_that_masked(leg: int, sha
 
 
 def test_neighbourhoods_and_groups_give_the_same_sum() -> None:
-    sparse = Play(bound(SecureSum(dropout=0.05, corrupt=0.05), 60), 60, {3: 2, 17: 4, 40: 1})
+    rates = SecureSum(dropout=0.05, corrupt=0.05)
+    sparse = Play(bound(rates, 60, sampling=Fixed(60, quorum=57)), 60, {3: 2, 17: 4, 40: 1})
     exact(sparse, sparse.run())
     assert sparse.sent["c0000"][1]["sealed"].shape[0] < 59
-    groups = Play(bound(SecureSum(0.6, groups_of=6), 20), 20, {1: 2, 2: 4})
+    groups = Play(bound(SecureSum(0.6, groups_of=6, lying=False), 20), 20, {1: 2, 2: 4})
     exact(groups, groups.run())
     weighted = Play(bound(SecureSum(), 6, (Clip(2.0), WeightedMean(max_weight=10), Quantise(20))), 6)
     exact(weighted, weighted.run())
@@ -171,6 +181,36 @@ def test_below_the_threshold_the_round_says_so() -> None:
     for leg in range(1, 5):
         with pytest.raises(SecretRoundVoid, match="nothing of this round was revealed"):
             Play(bound(SecureSum(0.7), 10), 10, dict.fromkeys(range(4), leg)).run()
+
+
+@pytest.mark.parametrize(("sampling", "fewest"), [(Fixed(10), 10), (Fixed(10, quorum=8), 8), (Fixed(10, quorum=2), 3)])
+def test_no_client_goes_on_with_fewer_than_the_job_has_in_every_round(sampling: Sampling, fewest: int) -> None:
+    """Or a server that lies could leave it alone among clients that work for it."""
+    b = bound(SecureSum(0.51), 10, sampling=sampling)
+    exact(play := Play(b, 10, dict.fromkeys(range(fewest, 10), 0)), play.run())
+    for leg in (0, 1, 2):
+        play = Play(b, 10, dict.fromkeys(range(fewest - 1, 10), leg))
+        with pytest.raises(SecretRoundVoid, match="nothing of this round was revealed"):
+            play.run()
+
+    def few(name: str, leg: int, message: Tensors) -> Tensors:
+        return message.updated({"survivors": message["survivors"][: fewest - 1]}) if leg == 2 else message
+
+    play = Play(b, 10, dict.fromkeys(range(fewest, 10), 0), down=few)
+    with pytest.raises(SecretRoundVoid):
+        play.run()
+    if fewest > 3:
+        assert all(f"no round has fewer than {fewest}" in str(play.refused[f"c{at:04}"]) for at in range(fewest - 1))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "fewest"),
+    [(Poisson(0.5), 400), (Poisson(0.05), 3), (Turns(100, groups=10), 3), (Poisson(0.5, quorum=300), 300)],
+)
+def test_fewest_clients_are_those_that_chance_brings(sampling: Sampling, fewest: int) -> None:
+    setting = Setting(sampling=sampling, algorithm=Algorithm(LocalWork(lr=1.0, epochs=1)), population=1000)
+    assert SecureSum().fewest(setting) == pytest.approx(fewest, rel=0.31)
+    assert SecureSum(groups_of=50, lying=False).fewest(setting) == 3
 
 
 # -- what the server receives
@@ -296,7 +336,10 @@ def test_what_cannot_be_summed_is_refused_with_its_remedy() -> None:
     ):
         with pytest.raises(JobError, match=fault):
             bound(reducer, clients, stages)
-    for wrong in ({"threshold": 0.5}, {"threshold": 1.1}, {"dropout": 0.1}, {"groups_of": 2}):
+    shares = (Clip(1.0), UniformMean(), DistributedGaussian(3.0, bits=20))
+    with pytest.raises(JobError, match="too few shares of the clients' noise"):
+        bound(SecureSum(groups_of=5, lying=False), 20, shares, Fixed(20))
+    for wrong in ({"threshold": 0.5}, {"threshold": 1.1}, {"dropout": 0.1}, {"groups_of": 2}, {"groups_of": 9}):
         with pytest.raises(ConfigError):
             SecureSum(**wrong)  # type: ignore[arg-type]
 
@@ -393,9 +436,55 @@ def test_the_chooser_gives_the_published_sizes() -> None:
         graph = choose_graph(n, corrupt, 0.1, lying=True)
         assert 2 * graph.threshold > graph.neighbours + 1 + corrupt * graph.neighbours
         assert graph.leak <= 2.0**-40 and graph.failure <= 2.0**-30
+        less = choose_graph(n, corrupt, 0.1, lying=True, fewest=9 * n // 10)
+        assert less.neighbours > graph.neighbours or n == 100
+        assert choose_graph(n, corrupt, 0.1, fewest=9 * n // 10) == choose_graph(n, corrupt, 0.1)
+    whole, grouped = choose_graph(500, 0.1, 0.1), choose_graph(10_000, 0.1, 0.1, group=500)
+    assert whole.neighbours < grouped.neighbours < 100, "a group may have more than its share of the corrupt"
     linked = neighbourhoods(50, 12, b"s" * 32)
     assert all(len(near) == 12 and all(at in linked[other] for other in near) for at, near in enumerate(linked))
     assert neighbourhoods(50, 12, b"t" * 32) != linked
     for degree in (12, 48, 49, 60):
         whole = neighbourhoods(50, degree, b"s" * 32)
         assert [neighbours(at, 50, degree, b"s" * 32) for at in range(50)] == whole
+
+
+# -- rounds of metrics alone
+
+
+class Accurate(hansa.LogisticModel):
+    """Metrics whose bounds its clients reach: without a loss, which has none."""
+
+    metrics: ClassVar[Mapping[str, float]] = {"accuracy": 1.0}
+
+    def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
+        whole = hansa.LogisticModel(self.inputs, self.classes).fit(params, data, work, rng)
+        return replace(whole, metrics={"accuracy": whole.metrics["accuracy"]})
+
+    def evaluate(self, params: Tensors, data: Any) -> Metrics:
+        return {"accuracy": hansa.LogisticModel(self.inputs, self.classes).evaluate(params, data)["accuracy"]}
+
+
+def test_an_evaluation_of_more_clients_than_a_round_has_does_not_wrap() -> None:
+    train, _ = hansa.data.split(hansa.data.digits())
+    clients = hansa.data.partition(train, hansa.data.IID(), clients=40)
+
+    def measured(reducer: Any) -> Mapping[str, float]:
+        job = hansa.Job(
+            model=Accurate(64, 10), algorithm=hansa.FedAvg(hansa.LocalWork(lr=0.1, epochs=1, batch_size=9)),
+            pipeline=hansa.Pipeline([Clip(1.0), UniformMean(), Quantise(16)], reducer), cohort=3, rounds=1,
+            max_examples=36, evaluation=hansa.Evaluation(workers=40),
+        )  # fmt: skip
+        return hansa.train(job, clients).rounds[0].workers
+
+    assert measured(SecureSum()) == pytest.approx(measured(hansa.Sum()), abs=1e-9)
+
+
+def test_an_evaluation_of_fewer_clients_than_a_round_has_is_refused() -> None:
+    job = hansa.Job(
+        model=hansa.LogisticModel(64, 10), algorithm=hansa.FedAvg(hansa.LocalWork(lr=0.1, epochs=1, batch_size=9)),
+        pipeline=hansa.Pipeline([Clip(1.0), UniformMean(), Quantise(16)], SecureSum()), cohort=8,
+        evaluation=hansa.Evaluation(workers=4),
+    )  # fmt: skip
+    with pytest.raises(JobError, match="workers=4 hide each other less than a round's 8 do"):
+        job.check(20)

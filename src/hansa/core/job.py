@@ -151,7 +151,7 @@ class Job:
         cache: dict[tuple[int, str], Bound] = self.__dict__["_bound"]
         if (population, kind) not in cache:
             sees = self.pipeline.reducer.sees if self.pipeline.reducer is not None else "each"
-            setting = Setting(sampling=self.who, algorithm=self.algorithm, population=population, sees=sees)
+            setting = Setting(sampling=self.who, algorithm=self.algorithm, population=population, sees=sees, kind=kind)
             if kind == "train":
                 cache[population, kind] = self.pipeline.bind(self.signal, setting)
             elif kind == "down":
@@ -226,10 +226,15 @@ class Job:
             yield "the pipeline has no mean, so the model would move by a sum: add UniformMean() or WeightedMean()."
         if (bound.events() or self.algorithm.work.dp) and evaluation.workers != 0:
             yield "evaluation on workers releases exact metrics of a private job: set workers=0, evaluate centrally."
+        if bound.events() and self.query is not None:
+            yield "a query releases exact answers of a private job's clients: ask it in a job of its own."
         if bound.events() and self.signal.parts.get("buffers"):
             yield "buffers (batch norm's statistics) are released without noise: make them FROZEN, or use group norm."
         if evaluation.each and (evaluation.workers == 0 or getattr(self.pipeline.reducer, "sees", "") != "each"):
             yield "each=True needs evaluation on workers and a reducer that sees each: use Sum(), or leave it out."
+        least = self.who.quorum or math.floor(self.who.expected(population or 0))
+        if evaluation.workers and evaluation.workers < least and getattr(self.pipeline.reducer, "sees", "") == "total":
+            yield f"workers={evaluation.workers} hide each other less than a round's {least} do: ask as many, or None."
         if self.epsilon is not None and not bound.events():
             yield f"epsilon={self.epsilon} but no stage adds noise: add Gaussian(1.0), or leave the budget out."
 

@@ -90,6 +90,7 @@ class Setting:
     algorithm: Algorithm
     population: int
     sees: str = "each"  # the reducer's word
+    kind: str = "train"  # of the rounds: those that carry metrics alone may ask everybody
 
     @property
     def cohort(self) -> float:
@@ -99,7 +100,7 @@ class Setting:
     @property
     def most(self) -> int:
         """The number of contributions that no round exceeds."""
-        if self.sampling.kind == "poisson":
+        if self.sampling.kind == "poisson" or self.kind in ("evaluate", "query"):
             return self.population
         return min(self.population, math.ceil(self.cohort * (1 + self.sampling.over_select)))
 

@@ -78,8 +78,8 @@ class DistributedGaussian(Stage):
         ),
         Sees(
             Adversary.LIAR,
-            "as much, but with as few shares of noise as the reducer's own threshold lets it count",
-            "no more than `colluding` of the cohort tell it their shares",
+            "as much under `SecureSum`, whose clients refuse sums of fewer than a round has; else with fewer shares",
+            "no more than `colluding` of the cohort tell it their shares, dummies included",
         ),
         Sees(
             Adversary.READER,

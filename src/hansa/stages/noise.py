@@ -177,10 +177,12 @@ def shared(
 def amplified(setting: Setting) -> tuple[str, float]:
     """How a round was sampled, and its rate, as the ledger is to count it.
 
-    Where speed helps to decide who is in, where everybody is, and where turns are public, chance hides nobody.
+    Where speed helps to decide who is in, where everybody is, and where turns are public, chance hides nobody. Nor is
+    it counted where small samples are drawn again: a client is in those that are kept more often than its coin says.
     """
     who, rate = setting.sampling, setting.sampling.rate(setting.population)
-    hidden = who.random_membership and rate < 1 and who.kind in ("poisson", "fixed")
+    again = who.kind == "poisson" and who.quorum is not None
+    hidden = who.random_membership and rate < 1 and who.kind in ("poisson", "fixed") and not again
     return (who.kind, rate) if hidden else ("none", 1.0)
 
 

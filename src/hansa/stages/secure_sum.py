@@ -54,15 +54,16 @@ class SecureSum(Reducer):
         while fewer than 2·threshold − 1 of the clients work with it: above 2/3, take 0.7 or more.
       dropout, corrupt: where given (both), the fractions of clients that may drop out, and that may work with the
         server: each client then masks with a few others, as many as these rates need, and `threshold` is not used.
-      lying: with declared rates, whether the server may lie, too. False takes half as many neighbours or fewer, and
+      lying: whether the server may lie. False takes half as many neighbours or fewer, where rates are declared, and
         trusts the server to tell all clients the same of who masked: one that does not can open a client.
       groups_of: where given, clients are summed in groups of about so many, and the server sees the groups' sums: for
-        cohorts of thousands.
+        cohorts of thousands. It puts the groups together, and could put its own beside one client: with lying=False.
 
     Guarantees:
       The server sees uniform noise of each client, and the sum over those whose masked vector came, while fewer than
       the threshold of a client's holders work with it. Clients check that they all speak of the same survivors and
-      reveal one secret of each other, never both. The sum is exact, or the round is void.
+      reveal one secret of each other, never both; and that there are as many of them as the job's quorum, or as it asks
+      where there is none, so that nobody is left alone among the server's own. The sum is exact, or the round is void.
       It does not protect the sum itself: add noise for that. Clients that send wrong values are not found out.
 
     Sources: Bonawitz et al. 2017, https://eprint.iacr.org/2017/281; Bell et al. 2020, https://eprint.iacr.org/2020/704
@@ -71,7 +72,7 @@ class SecureSum(Reducer):
     |---|---|
     | some tens of organisations | `SecureSum()` with `Fixed(20, quorum=14, deadline_s=60)` |
     | a thousand devices | `SecureSum(dropout=0.1, corrupt=0.2)` |
-    | ten thousand | `SecureSum(dropout=0.1, corrupt=0.1, groups_of=500)` |
+    | ten thousand | `SecureSum(dropout=0.1, corrupt=0.1, groups_of=500, lying=False)` |
     """
 
     threshold: float = 0.7
@@ -92,7 +93,8 @@ class SecureSum(Reducer):
         Sees(
             Adversary.LIAR,
             "one total for each attempt, over clients of which at least the threshold agreed",
-            "fewer than 2·threshold − 1 of the holders work with it, dummies included; `lying=False` is not used",
+            "fewer than 2·threshold − 1 of a round's fewest clients work with it, dummies included, or no more than "
+            "`corrupt`; `lying=False` is not used",
         ),
         Sees(
             Adversary.WORKER,
@@ -110,12 +112,28 @@ class SecureSum(Reducer):
             raise ConfigError("dropout and corrupt are declared together, or neither is.")
         if self.groups_of is not None and self.groups_of < 3:
             raise ConfigError(f"groups_of={self.groups_of}: a sum of fewer than 3 hides nobody.")
+        if self.groups_of is not None and self.lying:
+            raise ConfigError(
+                f"groups_of={self.groups_of} against a server that lies: it puts the groups together, and its own "
+                "clients beside one. Add lying=False, or leave groups_of out."
+            )
 
-    def graph(self, clients: int) -> Graph | None:
-        """The graph chosen for a round, or group, of so many; None where everybody masks with everybody."""
+    def graph(self, clients: int, fewest: int | None = None) -> Graph | None:
+        """The graph chosen for a round of so many; None where everybody masks with everybody."""
         if self.dropout is None or self.corrupt is None:
             return None
-        return choose_graph(clients, self.corrupt, self.dropout, lying=self.lying)
+        return choose_graph(clients, self.corrupt, self.dropout, lying=self.lying, fewest=fewest, group=self.groups_of)
+
+    def fewest(self, setting: Setting) -> int:
+        """Clients that every round has; those of a group are not promised to be more than 3."""
+        who, expected = setting.sampling, setting.cohort
+        if self.groups_of is not None:
+            return 3
+        if who.quorum is not None:
+            return max(3, who.quorum)
+        if who.kind == "poisson":  # fewer come with a probability below 10⁻²⁰: Chernoff's bound is exp(−t² / 2m)
+            return max(3, math.ceil(expected - 10 * math.sqrt(expected)))
+        return max(3, math.floor(expected)) if who.kind == "fixed" else 3
 
     def bind(self, signal: Signal, setting: Setting) -> "Reducer":
         """Refuses what has no bound, cohorts too small to hide in, and rates that no graph stands."""
@@ -126,14 +144,19 @@ class SecureSum(Reducer):
                     f"SecureSum adds integers, and '{name}' is real: put Clip(...) and Quantise(bits=16) before it"
                     + ("; buffers: make them FROZEN, or use group norm." if name == "buffers" else ".")
                 )
-        group = math.ceil(setting.cohort) if self.groups_of is None else min(self.groups_of, math.ceil(setting.cohort))
-        if group < 3:
-            faults.append(f"SecureSum over {group} clients hides nobody: ask at least 3 a round.")
+        cohort, fewest = math.ceil(setting.cohort), self.fewest(setting)
+        if cohort < 3:
+            faults.append(f"SecureSum over {cohort} clients hides nobody: ask at least 3 a round.")
+        if self.groups_of is not None and any(part.modulus is not None for part in signal.parts.values()):
+            faults.append(
+                f"groups_of={self.groups_of} shows the server sums with too few shares of the clients' noise: "
+                "leave groups_of out, or take Gaussian instead."
+            )
         if setting.sampling.max_staleness:
             faults.append("SecureSum needs rounds that begin together: set max_staleness=0.")
         graph = None
         try:
-            graph = self.graph(group) if group >= 3 else None
+            graph = self.graph(cohort, fewest) if cohort >= 3 else None
         except ConfigError as error:
             faults.append(f"SecureSum: {error}")
         if faults:
@@ -142,7 +165,7 @@ class SecureSum(Reducer):
         return _Bound(
             self.threshold, dropout=self.dropout, corrupt=self.corrupt, lying=self.lying, groups_of=self.groups_of,
             layout=layout, degree=None if graph is None else graph.neighbours,
-            holders=None if graph is None else graph.threshold,
+            holders=None if graph is None else graph.threshold, named=fewest,
         )  # fmt: skip
 
     def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
@@ -223,6 +246,7 @@ class _Bound(SecureSum):
     layout: Layout = field(kw_only=True, repr=False)
     degree: int | None = field(default=None, kw_only=True)
     holders: int | None = field(default=None, kw_only=True)
+    named: int = field(default=3, kw_only=True)
 
     def wire(self, signal: Signal, setting: Setting) -> Signal:
         """One vector of bytes."""
@@ -279,7 +303,7 @@ class _Bound(SecureSum):
         return [sorted(order[at::count]) for at in range(count)]
 
     def _terms(self, seat: Seat) -> secagg.Terms:
-        return secagg.Terms(seat.context, self.layout.fields, self.threshold, self.degree, self.holders)
+        return secagg.Terms(seat.context, self.layout.fields, self.threshold, self.degree, self.holders, self.named)
 
 
 def _take(server: secagg.Server, leg: int, event: Arrived) -> None:

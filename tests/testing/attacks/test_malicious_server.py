@@ -24,7 +24,7 @@ from hansa.testing.attacks.malicious_server import Attempt, against, against_job
 
 ATTACKS = (
     *("asks for both secrets", "drops all but one", "lies about who is alive", "asks again"),
-    *("replays", "puts its own keys in"),
+    *("replays", "puts its own keys in", "leaves the others out"),
 )
 
 
@@ -37,13 +37,14 @@ def by_name(attempts: list[Attempt]) -> dict[str, Attempt]:
 @pytest.mark.parametrize("clients", [3, 9])
 @pytest.mark.parametrize("threshold", [0.51, 0.7, 1.0])
 def test_no_attack_wins_against_clients_as_they_are(clients: int, threshold: float) -> None:
-    found = by_name(against(Terms(b"", Fields((), ()), threshold), clients))
+    found = by_name(against(Terms(b"", Fields((), ()), threshold, fewest=max(3, clients - 1)), clients))
     assert not any(attempt.won for attempt in found.values())
     assert "SecretRoundVoid" in found["asks for both secrets"].why
     assert found["asks again"].refused == clients - 1
     assert "IdentityError" in found["replays"].why and "IdentityError" in found["puts its own keys in"].why
     if clients > 4:
-        assert "1 holders masked" in found["drops all but one"].why
+        assert "1 clients are named" in found["drops all but one"].why
+        assert "3 clients are named" in found["leaves the others out"].why
         assert found["drops all but one"].refused == clients
         if threshold < 0.8:
             for name in ("asks again", "lies about who is alive"):
@@ -54,6 +55,11 @@ def test_no_attack_wins_in_neighbourhoods() -> None:
     assert won_in_graph(SecureSum(dropout=0.05, corrupt=0.05)) == []
 
 
+def test_who_does_not_know_how_many_take_part_is_left_alone_among_accomplices() -> None:
+    found = by_name(against(Terms(b"", Fields((), ()), 0.7), 9))
+    assert [name for name, attempt in found.items() if attempt.won] == ["leaves the others out"]
+
+
 def test_neighbourhoods_that_trust_the_server_to_tell_the_truth_are_opened_by_one_that_does_not() -> None:
     assert won_in_graph(SecureSum(dropout=0.05, corrupt=0.05, lying=False)) == ["asks for both secrets"]
 
@@ -61,7 +67,7 @@ def test_neighbourhoods_that_trust_the_server_to_tell_the_truth_are_opened_by_on
 def won_in_graph(reducer: SecureSum) -> list[str]:
     graph = reducer.graph(60)
     assert graph is not None
-    terms = Terms(b"", Fields((), ()), 0.7, graph.neighbours, graph.threshold)
+    terms = Terms(b"", Fields((), ()), 0.7, graph.neighbours, graph.threshold, 54)
     return [attempt.attack for attempt in against(terms, 60) if attempt.won]
 
 
@@ -94,14 +100,15 @@ def test_every_attack_wins_against_clients_that_check_nothing() -> None:
 
 @pytest.mark.parametrize("half", [{"client": Gullible}, {"seat": Trusting}])
 def test_what_one_check_stops_is_not_stopped_by_another(half: Any) -> None:
-    found = by_name(against(Terms(b"", Fields((), ()), 0.7, None, 3 if "client" in half else None), 8, **half))
+    terms = Terms(b"", Fields((), ()), 0.7, None, 3 if "client" in half else None, 3 if "client" in half else 8)
+    found = by_name(against(terms, 8, **half))
     won = [name for name, attempt in found.items() if attempt.won]
-    assert won == list(ATTACKS[:4] if "client" in half else ATTACKS[4:])
+    assert won == [*ATTACKS[:4], ATTACKS[6]] if "client" in half else list(ATTACKS[4:6])
 
 
 def test_a_threshold_of_half_would_give_both_secrets_away() -> None:
     """Which is why `SecureSum` refuses it: here half of the clients believe one thing, and half the other."""
-    won = [attempt.attack for attempt in against(Terms(b"", Fields((), ()), 0.5, None, 4), 8) if attempt.won]
+    won = [attempt.attack for attempt in against(Terms(b"", Fields((), ()), 0.5, None, 4, 7), 8) if attempt.won]
     assert won == ["asks for both secrets"]
     with pytest.raises(ConfigError, match="above 1/2"):
         SecureSum(0.5)

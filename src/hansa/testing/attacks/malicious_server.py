@@ -6,9 +6,11 @@
     asks again                 lets the round end, and holds the same attempt again without the victim
     replays                    hands the victim keys that its neighbours signed for an earlier attempt
     puts its own keys in       hands the victim keys of its own in its neighbours' names
+    leaves the others out      names the victim and accomplices alone, who are true members
 
 Each is played against the clients' real halves. The server has won when it computes the victim's contribution, bit for
-bit, from what it was sent; in the last two, when the victim seals shares of its secrets under the wrong keys.
+bit, from what it was sent; in the last three, when the victim seals shares of its secrets under the wrong keys, or for
+accomplices alone.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ import numpy as np
 
 from hansa.core.errors import ConfigError, HansaError
 from hansa.core.job import Job
+from hansa.core.pipeline import Setting
 from hansa.crypto import shamir
 from hansa.crypto.agreement import KeyPair
 from hansa.crypto.masking import KEY_BYTES, add_mask
@@ -62,7 +65,7 @@ def against(
     """All attacks, each on a conversation of its own.
 
     Args:
-      terms: threshold and graph of the conversation; its context and fields are replaced.
+      terms: threshold, graph and fewest clients of the conversation; its context and fields are replaced.
       clients: 3 or more.
       client, seat: the halves that are attacked; tests give weaker ones, against which attacks must win.
     """
@@ -78,6 +81,7 @@ def against(
         _again(begun("asks again")),
         _replayed(begun("replays")),
         _own_keys(begun("puts its own keys in")),
+        _left_out(begun("leaves the others out")),
     ]
 
 
@@ -90,12 +94,14 @@ def against_job(job: Job, population: int) -> list[Attempt]:
     reducer = job.pipeline.reducer
     if not isinstance(reducer, SecureSum):
         raise ConfigError(f"it is played against SecureSum, and this job ends in {type(reducer).__name__}.")
-    cohort = math.ceil(job.who.expected(population))
-    clients = min(cohort, reducer.groups_of or cohort)
-    graph = reducer.graph(clients)
-    if graph is None:
-        return against(Terms(b"", _FIELDS, reducer.threshold), min(clients, _MOST))
-    return against(Terms(b"", _FIELDS, reducer.threshold, graph.neighbours, graph.threshold), clients)
+    setting = Setting(sampling=job.who, algorithm=job.algorithm, population=population, sees=reducer.sees)
+    cohort, fewest = math.ceil(setting.cohort), reducer.fewest(setting)
+    graph = reducer.graph(cohort, fewest)
+    if graph is not None:
+        terms = Terms(b"", _FIELDS, reducer.threshold, graph.neighbours, graph.threshold, fewest)
+        return against(terms, min(cohort, reducer.groups_of or cohort))
+    clients = min(cohort, reducer.groups_of or cohort, _MOST)
+    return against(Terms(b"", _FIELDS, reducer.threshold, fewest=max(3, fewest * clients // cohort)), clients)
 
 
 class _Attack:
@@ -282,6 +288,13 @@ def _replayed(attack: _Attack) -> Attempt:
 def _own_keys(attack: _Attack) -> Attempt:
     server = SimulatedSeat("server", attack.terms.context, os.urandom(32))
     return _under(attack, [attack.kind(attack.terms, server).advertise() for _ in attack.seats])
+
+
+def _left_out(attack: _Attack) -> Attempt:
+    everybody = len(attack.seats)
+    few = min(max(3, everybody // 3), everybody - 1)
+    attack.seats = attack.seats[:few]
+    return _under(attack, attack.adverts[:few])
 
 
 def _under(attack: _Attack, keys: Sequence[bytes]) -> Attempt:
