@@ -164,6 +164,25 @@ def test_nearness_reaches_no_further_than_the_window() -> None:
     assert request.task.client == "client-0"
 
 
+def test_a_worker_has_its_next_task_before_what_it_gave_is_added() -> None:
+    session = Inline(plain(), some_clients(), 1)
+    session.publish(tasks(3), Tensors({"model/weight": [0.0]}))
+    said = session.next()
+    assert isinstance(said, Failure | Reply)
+    (bench,) = session.all
+    assert bench.done == ["client-0.0", "client-1.0"]
+    assert bench.request is not None and bench.request.task.client == "client-1"
+
+
+def test_the_longest_goes_first_in_a_whole_round_and_like_tasks_stay_in_their_order() -> None:
+    session = Inline(plain(), some_clients(WINDOW + 2), 1)
+    for client, seconds in zip(some_clients(WINDOW + 2).ids, (1.0, 1.02, 0.99, 3.0, 1.01, 9.0), strict=True):
+        session._learn(client, seconds)
+    session.publish(tasks(WINDOW + 2), Tensors({"model/weight": [0.0]}))
+    order = [int(request.task.client[-1]) for request in session._waiting]
+    assert order == [5, 3, 0, 1, 2, 4]
+
+
 def test_the_data_of_a_client_is_handed_over_once() -> None:
     opened: list[str] = []
 

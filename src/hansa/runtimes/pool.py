@@ -16,6 +16,7 @@ change what is computed.
 
 import bisect
 import json
+import math
 import secrets
 import time
 import traceback
@@ -40,7 +41,10 @@ from hansa.runtimes.together import RESULT_BYTES, Early, Together
 
 TRIES = 3  # of one task, when the worker that does it dies
 COHORT = 64  # clients in a stack: several stacks a worker in a round of hundreds
-WINDOW = 4  # tasks or stacks a worker among which the longest goes first: more would hold more finished messages back
+# Among how many tasks or stacks a worker, or messages of how many bytes, the longest goes first: more would hold more
+# finished messages back.
+WINDOW, HELD_BYTES = 4, 64 << 20
+ALIKE = 1.1  # the factor between lengths of tasks that are told apart
 
 Handle = TypeVar("Handle")
 Conversation = Generator[Tensors, Tensors | None, Tensors]
@@ -129,6 +133,7 @@ class PoolSession(Session, Generic[Handle]):
         self._users: dict[Handle, int] = {}  # handle -> tasks it serves, where they are several
         sizes = getattr(clients, "sizes", None)  # of clients that know them without being opened
         self._sizes = sizes() if callable(sizes) else None
+        self._ids = clients.ids if self._sizes is not None else ()  # held: a population may make its names anew
         self._seconds: dict[str, float] = {}  # client -> how long its last task took
         self._example_s = 1e-3
         self._secret = secrets.token_bytes(32)  # of all seats: parties of a simulation trust each other
@@ -185,8 +190,9 @@ class PoolSession(Session, Generic[Handle]):
         for task in tasks:
             self._used[task.key] = [message]
         heads = self._stacked([Request(task, dict(inputs)) for task in tasks], down.size_bytes)
-        for at in range(0, len(heads), WINDOW * self._count):
-            self._waiting.extend(sorted(heads[at : at + WINDOW * self._count], key=self._expected_of, reverse=True))
+        window = max(WINDOW * self._count, HELD_BYTES // max(1, down.size_bytes))
+        for at in range(0, len(heads), window):
+            self._waiting.extend(sorted(heads[at : at + window], key=self._length, reverse=True))
         self._down += len(tasks) * down.size_bytes
         self._deadline = Deadline(tasks[0].kind, tasks[0].round, tasks[0].attempt)
 
@@ -202,6 +208,7 @@ class PoolSession(Session, Generic[Handle]):
             heard = self._hear()
             happening = self._take(*heard) if heard is not None else None
             if happening is not None:
+                self._dispatch()  # the worker goes on while the round loop adds up what it gave
                 return happening
         return self._lost.popleft()
 
@@ -263,8 +270,12 @@ class PoolSession(Session, Generic[Handle]):
             heads.append(stack[0])
         return heads
 
-    def _expected_of(self, head: Request[Handle]) -> float:
-        return sum(self._expected_s(request.task.client) for request in (head, *head.fellows))
+    def _length(self, head: Request[Handle]) -> int:
+        """The class of a task's expected seconds. Alike ones stay in task order, in which messages are added: one that
+        comes before its turn waits, and then the workers wait for it to be added at the end of the round.
+        """
+        expected = sum(self._expected_s(request.task.client) for request in (head, *head.fellows))
+        return round(math.log(max(1e-6, expected)) / math.log(ALIKE))
 
     def _expected_s(self, client: str) -> float:
         """Seconds that a client's task will take: as its last one took, or by its number of examples."""
@@ -280,8 +291,8 @@ class PoolSession(Session, Generic[Handle]):
         """How many a client has; 0 where the population does not say, and for a helper, who is not of it."""
         if self._sizes is None:
             return 0.0
-        at = bisect.bisect_left(self._clients.ids, client)
-        return float(self._sizes[at]) if at < len(self._clients) and self._clients.ids[at] == client else 0.0
+        at = bisect.bisect_left(self._ids, client)
+        return float(self._sizes[at]) if at < len(self._ids) and self._ids[at] == client else 0.0
 
     def _dispatch(self) -> None:
         """Gives every idle worker something to do, as far as there is anything for it."""
