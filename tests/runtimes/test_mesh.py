@@ -281,3 +281,10 @@ def test_a_file_of_parties_is_read_and_its_faults_are_named(tmp_path: Path) -> N
             Parties.read(file)
     with pytest.raises(NotFound, match="does not exist"):
         Parties.read(tmp_path / "none.toml")
+
+
+def test_who_waited_in_vain_can_wait_again_at_once(identities: Path, parties: Parties) -> None:
+    for _ in range(3):
+        with pytest.raises(Unreachable, match="does not answer"):
+            TlsMesh(identities / "bank.pem", parties, wait_s=0.1)
+    assert all(isinstance(each, list) for each in over_tls(identities, parties, round_robin))

@@ -277,7 +277,11 @@ def _finite(values: np.ndarray) -> Any:
 
 def _serve(predictor: Predictor, address: str) -> None:
     """Answers requests until it is interrupted."""
-    application = service(predictor)
+    run_service(service(predictor), address, job=predictor.job.name)
+
+
+def run_service(application: "Starlette", address: str, **facts: str) -> None:
+    """Runs an HTTP application at HOST:PORT until it is interrupted; `facts` say whose it is."""
     try:
         import uvicorn
     except ImportError:
@@ -291,8 +295,9 @@ def _serve(predictor: Predictor, address: str) -> None:
         )
     sock = _listening(host, port, address)
     actual = f"{host}:{sock.getsockname()[1]}"
-    emit("serving", address=actual, job=predictor.job.name)
-    say(f"serving '{predictor.job.name}' at http://{actual}/predict  (Ctrl-C ends it)")
+    emit("serving", address=actual, **facts)
+    named = ", ".join(f"'{name}'" for name in facts.values())
+    say(f"serving {named} at http://{actual}/predict  (Ctrl-C ends it)")
     config = uvicorn.Config(application, log_level="warning", access_log=settings.verbose, lifespan="off")
     try:
         uvicorn.Server(config).run(sockets=[sock])

@@ -126,9 +126,9 @@ def psi(
     workers: int | None, wait_s: float,
 ) -> None:  # fmt: skip
     """Runs one party's side: an owner's, or the coordinator's."""
-    keys, file, known = Keys(key, normalise, duplicates), _identity(me, identity), Parties.read(parties)
+    keys, file, known = Keys(key, normalise, duplicates), identity_of(me, identity), Parties.read(parties)
     side = _Side(
-        wish=wish, keys=keys, data=data, out=out, accept=yes or _asked, audit=Audit(audit, runs=runs), workers=workers,
+        wish=wish, keys=keys, data=data, out=out, accept=yes or asked, audit=Audit(audit, runs=runs), workers=workers,
         link=partial(TlsMesh, file, known, _SESSION, wait_s=wait_s),
     )  # fmt: skip
     name = Identity.load(file).name
@@ -258,7 +258,8 @@ def _nothing(me: str, cost: dict[str, Any]) -> None:
     _said(cost)
 
 
-def _identity(me: str | None, identity: Path | None) -> Path:
+def identity_of(me: str | None, identity: Path | None) -> Path:
+    """The identity file of whoever runs this; it has to be of the name that was given."""
     if me is None and identity is None:
         raise ConfigError("say who this is: --me NAME, with NAME.pem here, or --identity FILE.pem.")
     file = identity or Path(f"{me}.pem")
@@ -268,7 +269,7 @@ def _identity(me: str | None, identity: Path | None) -> Path:
     return file
 
 
-def _asked(statement: str) -> bool:
+def asked(statement: str) -> bool:
     """Shows what each party learns, and asks whoever sits at the terminal."""
     print(statement, file=sys.stderr, flush=True)
     if not sys.stdin.isatty() or settings.json:

@@ -12,6 +12,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "glm": ("FittedGlm", "Glm"),
     "predict": ("Answer", "Asker", "People", "serve"),
     "psi": ("Audit", "Keys", "align", "coordinate", "intersect"),
+    "saved": ("load_part", "save_part"),
     "scale": ("scalings",),
     "split": ("RandomisedResponse", "Relay", "RowNoise", "SplitLearning"),
     "table": ("AlignedTable",),
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         coordinate as coordinate,
         intersect as intersect,
     )
+    from hansa.vertical.saved import load_part as load_part, save_part as save_part
     from hansa.vertical.scale import scalings as scalings
     from hansa.vertical.split import (
         RandomisedResponse as RandomisedResponse,

@@ -94,3 +94,54 @@ def psi_(
         normalise=[] if normalise == "none" else normalise.split(","), duplicates=duplicates, yes=yes, audit=audit,
         runs=runs, workers=workers, wait_s=wait_s,
     )  # fmt: skip
+
+
+@commands.command(rich_help_panel=PANEL)
+def answer(
+    model: Annotated[
+        Path,
+        typer.Option("--model", metavar="FILE", help="Your part: of `save_part`, or a .py that defines part(mesh)."),
+    ],
+    asker: Annotated[str, typer.Option("--asker", metavar="NAME", help="Who asks, and alone learns the answers.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE.CSV", help="Your people; none at a party without columns.")
+    ] = None,
+    key: Annotated[str, typer.Option("--key", metavar="COLUMN", help="Of the ids that requests name.")] = "id",
+    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Your name; its identity is NAME.pem.")] = None,
+    parties: Annotated[
+        Path, typer.Option("--parties", metavar="FILE.TOML", help="Who takes part, the same file at each.")
+    ] = Path("parties.toml"),
+    identity: IdentityFile = None,
+    normalise: Annotated[
+        str, typer.Option("--normalise", metavar="STEPS", help="Of ids: strip,nfkc,casefold,digits,alnum, or none.")
+    ] = "strip,nfkc,casefold",
+    default: Annotated[
+        str | None, typer.Option("--default", metavar="JSON", help="Asker: the answer where an owner is missing.")
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option("--ids", metavar="FILE", help="Asker: about whom, an id a line; - reads stdin.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.CSV", help="Asker: where the answers of --ids go.")
+    ] = None,
+    serve: Annotated[
+        str | None, typer.Option("--serve", metavar="HOST:PORT", help="Asker: take requests by HTTP.")
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--most", metavar="N", help="Others: people of one request. Default: 10,000.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Others: end when the asker is done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept what each party learns without being asked.")] = False,
+    wait_s: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="For the other parties to come.")] = 60.0,
+) -> None:
+    """Predict together, as a service of each owner: the asker names people, and alone learns the answers.
+
+    Example:  hansa answer --me shop --model shop-part.json --data shop.csv --asker bank
+    """
+    from hansa.app.answer import Wish, answer
+
+    wish = Wish(asker=asker, default=default, ids=ids, out=out, serve=serve, most=most, once=once)
+    answer(
+        wish, me=me, parties=parties, identity=identity, model=model, data=data, key=key,
+        normalise=[] if normalise == "none" else normalise.split(","), yes=yes, wait_s=wait_s,
+    )  # fmt: skip

@@ -150,7 +150,10 @@ class TlsMesh(Mesh):
             self._shut()
             raise
         finally:
+            with suppress(OSError):  # wakes whoever still accepts, which would keep the address
+                listener.shutdown(socket.SHUT_RDWR)
             listener.close()
+            waiting.join(1.0)
 
     def _dial(self, peer: str, until: float) -> ssl.SSLSocket:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -177,7 +177,7 @@ def read_aligned(path: Path, *, with_key: bool = False) -> AlignedTable:
         raise StateMismatch(f"{path} changed since it was aligned: align again.")
     columns = list(zip(*table.rows(), strict=True)) or [()] * len(table.columns)
     made = {
-        name: np.array(values, object) if name in key else _typed(values)
+        name: np.array(values, object) if name in key else typed(values)
         for name, values in zip(table.columns, columns, strict=True)
         if with_key or name not in key
     }
@@ -203,7 +203,8 @@ def _facts(path: Path) -> Path:
     return path.with_name(f"{path.name}.alignment")
 
 
-def _typed(values: Sequence[str]) -> NDArray[np.float64] | NDArray[np.object_]:
+def typed(values: Sequence[str]) -> NDArray[np.float64] | NDArray[np.object_]:
+    """A column's cells as numbers, if all are; else as text; empty ones as missing."""
     try:
         return np.array([float(value) if value else np.nan for value in values], np.float64)
     except ValueError:
