@@ -17,7 +17,7 @@ import torch
 from hansa.mpc.protocol import Bilinear, Protocol, Ring, Share
 from hansa.mpc.ring import FRACTION_BITS, encode
 
-_WHOLE = 2**20  # whole numbers below it multiply without a longer fraction
+_WHOLE = 2**53  # whole numbers below it multiply without a longer fraction
 _MOST_BITS = 46  # beyond it a waiting value is brought home: 2^(61 − 46) is still the largest magnitude it may have
 
 
@@ -62,9 +62,10 @@ class Fixed:
     @property
     def shape(self) -> torch.Size:
         """Of the number."""
-        known = self._public if self._public is not None else self._share
-        assert known is not None
-        return known.shape
+        if self._share is not None:
+            return self._share.parts[0].shape
+        assert self._public is not None
+        return self._public.shape
 
     @property
     def public(self) -> torch.Tensor | None:
@@ -108,7 +109,7 @@ class Fixed:
         if self._public is not None:
             return Fixed(self.engine, None, self.bits, self.home, public=linear(self._public))
         assert self._share is not None
-        return self._with(self._share.map(linear))
+        return Fixed(self.engine, self._share.map(linear), self.bits, self.home, summands=self._summands)
 
     def join(self, others: Sequence["Fixed"], linear: Callable[[list[torch.Tensor]], torch.Tensor]) -> "Fixed":
         """A linear function of several numbers: concatenation, stacking."""
@@ -154,16 +155,17 @@ class Fixed:
             flipped = other if op is torch.add else -other
             return flipped.__add__(self._public)
         bits = max(self.bits, other.bits, home)
-        (left, _), (right_number, _) = self._at(bits), other._at(bits)
-        a, b = left._share, right_number._share
-        assert a is not None
-        assert b is not None
-        waits = left._summands or right_number._summands
-        if waits and not left._summands:
-            a = protocol.summands(a)
-        if waits and not right_number._summands:
-            b = protocol.summands(b)
-        return left._with(a.zip(b, op), bits=bits, home=home, summands=waits)
+        waits = self._summands or other._summands
+        total = self._terms(waits, bits).zip(other._terms(waits, bits), op)
+        return Fixed(self.engine, total, bits, home, summands=waits)
+
+    def _terms(self, summands: bool, bits: int) -> Share:
+        """What a sum with so many bits, more than this number has, adds up."""
+        share = self._share
+        assert share is not None
+        if summands and not self._summands:
+            share = self.engine.protocol.summands(share)
+        return share if bits == self.bits else share.times(1 << (bits - self.bits))
 
     def _at(self, bits: int) -> "tuple[Fixed, int]":
         """This number with so many bits, more than it has."""
@@ -175,6 +177,8 @@ class Fixed:
     # -- products
 
     def __mul__(self, other: "Fixed | float | torch.Tensor") -> "Fixed":
+        if isinstance(other, float | int) and self._public is None:
+            return self._times(float(other), max(self.home, _home(other, self.engine)))
         given = _public(other)
         if given is not None:
             return self._scaled(torch.as_tensor(given), torch.mul, _home(other, self.engine))

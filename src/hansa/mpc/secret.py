@@ -9,6 +9,9 @@ below autograd, forward and backward, is looked up here by its ATen name:
 
 There is one way out, `Session.reveal`. Whatever else would read a value (`item`, `bool`, `print`, `numpy`) is an error
 that names the line.
+
+What is written in place goes where PyTorch's memory would take it: `detach()` and `.data` hold the same number as what
+they came from, and a change of a view changes its base.
 """
 
 import difflib
@@ -42,7 +45,7 @@ def handles(*operations: Any) -> Callable[[_Handler], _Handler]:
 class SecretTensor(torch.Tensor):
     """A secret-shared tensor; `Session.share` makes one, `Session.reveal` opens it."""
 
-    value: Fixed
+    _cell: list[Fixed]
 
     @staticmethod
     def __new__(
@@ -51,8 +54,35 @@ class SecretTensor(torch.Tensor):
         made: SecretTensor = torch.Tensor._make_wrapper_subclass(
             cls, value.shape, dtype=dtype, device="cpu", requires_grad=requires_grad
         )
-        made.value = value
+        made._cell = [value]
         return made
+
+    @property
+    def value(self) -> Fixed:
+        """The number that it holds now."""
+        return self._cell[0]
+
+    def alias(self) -> "SecretTensor":
+        """Another tensor of the same number: what is written into one is in the other, too."""
+        made = SecretTensor(self.value, self.dtype)
+        made._cell = self._cell
+        return made
+
+    def write(self, value: Fixed) -> "SecretTensor":
+        """Another number in place of this one, here and in whatever this tensor is a view of."""
+        self._cell[0] = value
+        base = self._base
+        if isinstance(base, SecretTensor) and base is not self:
+            places = self._view_func_unsafe(torch.arange(base.numel()).reshape(base.shape))
+            flat = places.reshape(-1)
+            source = torch.zeros(base.numel(), dtype=torch.int64)
+            source[flat] = torch.arange(flat.numel())
+            taken = torch.zeros(base.numel(), dtype=torch.int64)
+            taken[flat] = 1
+            new = value.map(lambda part: part.reshape(-1)[source].reshape(base.shape))
+            mask = taken.reshape(base.shape)
+            base._cell[0] = base.value * (1 - mask) + new * mask
+        return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -65,8 +95,12 @@ class SecretTensor(torch.Tensor):
             return handler(*args, **given)
         if functional := _functional(func):
             into = args[0]
-            into.value = dispatch(functional, args, given).value
-            return into
+            if not isinstance(into, SecretTensor):
+                raise SecretError(
+                    f"'{func._schema.name.split('::')[1]}' would write a secret into a public tensor{_line()}: make it "
+                    "secret with session.share, or write the result to a new tensor."
+                )
+            return into.write(dispatch(functional, args, given).value)
         if (decomposed := _decompositions().get(func)) is not None:
             return decomposed(*args, **given)
         if (decomposed := func.decompose(*args, **given)) is not NotImplemented:
@@ -89,8 +123,15 @@ class SecretTensor(torch.Tensor):
         """Always an error: it would open the secret."""
         raise _opening("tolist()")
 
-    def __array__(self, *_: Any) -> Any:
+    def __array__(self, *_: Any, **__: Any) -> Any:
         raise _opening("numpy.asarray()")
+
+    def __dlpack__(self, *_: Any, **__: Any) -> Any:
+        raise _opening("__dlpack__()")
+
+    def share_memory_(self) -> Any:
+        """Always an error: there is no memory with the value."""
+        raise _opening("share_memory_()")
 
     def __reduce_ex__(self, _: Any) -> Any:
         raise SecretError("a secret tensor is one party's share: save it with `session.save`, never with pickle.")

@@ -7,7 +7,7 @@ import torch
 
 from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
-from hansa.mpc.operations.wrap import engine_of, floating, number, secret
+from hansa.mpc.operations.wrap import engine_of, floating, number, secret, summed_dtype
 from hansa.mpc.ring import matmul
 from hansa.mpc.secret import SecretTensor, handles
 
@@ -17,17 +17,21 @@ aten = torch.ops.aten
 @handles(aten.add.Tensor, aten.add.Scalar)
 def add(x: Any, y: Any, *, alpha: float = 1) -> SecretTensor:
     """The sum x + alpha·y."""
-    engine = engine_of(x, y)
-    right = number(y, engine)
-    return secret(number(x, engine) + (right if alpha == 1 else right * alpha), floating(x, y))
+    return secret(_sum(x, y, alpha), floating(x, y))
 
 
 @handles(aten.sub.Tensor, aten.sub.Scalar)
 def sub(x: Any, y: Any, *, alpha: float = 1) -> SecretTensor:
     """The difference x − alpha·y."""
+    return secret(_sum(x, y, -alpha), floating(x, y))
+
+
+def _sum(x: Any, y: Any, alpha: float) -> Fixed:
     engine = engine_of(x, y)
-    right = number(y, engine)
-    return secret(number(x, engine) - (right if alpha == 1 else right * alpha), floating(x, y))
+    left, right, size = number(x, engine), number(y, engine), abs(alpha)
+    if size != 1:
+        right = right * size
+    return left + right if alpha > 0 else left - right
 
 
 @handles(aten.rsub.Scalar, aten.rsub.Tensor)
@@ -115,10 +119,13 @@ def addmm(bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Se
 
 
 @handles(aten.sum.default, aten.sum.dim_IntList)
-def total(x: SecretTensor, dim: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> SecretTensor:
+def total(
+    x: SecretTensor, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> SecretTensor:
     """The sum over some dimensions, or all."""
     dims = list(range(x.dim())) if not dim else list(dim)
-    return secret(x.value.map(lambda part: part.sum(dims, keepdim=keepdim) if dims else part), x.dtype)
+    summed = x.value.map(lambda part: part.sum(dims, keepdim=keepdim) if dims else part)
+    return secret(summed, dtype or summed_dtype(x))
 
 
 @handles(aten.mean.default, aten.mean.dim)

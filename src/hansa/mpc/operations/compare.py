@@ -75,6 +75,14 @@ def logical_or(x: Any, y: Any) -> SecretTensor:
     return secret(a + b - a * b, torch.bool)
 
 
+@handles(aten.logical_xor.default, aten.bitwise_xor.Tensor)
+def logical_xor(x: Any, y: Any) -> SecretTensor:
+    """Of two conditions."""
+    engine = engine_of(x, y)
+    a, b = number(x, engine), number(y, engine)
+    return secret(a + b - a * b * 2, torch.bool)
+
+
 @handles(aten.sign.default)
 def sign(x: SecretTensor) -> SecretTensor:
     """−1, 0 or 1."""
@@ -98,7 +106,7 @@ def absolute(x: SecretTensor) -> SecretTensor:
     return secret(x.value - x.value * x.value.negative() * 2, x.dtype)
 
 
-@handles(aten.clamp.default)
+@handles(aten.clamp.default, aten.clamp.Tensor)
 def clamp(x: SecretTensor, low: Any = None, high: Any = None) -> SecretTensor:
     """Between public or secret bounds."""
     out = x
@@ -150,6 +158,31 @@ def max_dim(x: SecretTensor, dim: int, keepdim: bool = False) -> tuple[SecretTen
     )
 
 
+@handles(aten.amin.default)
+def amin(x: SecretTensor, dim: Any = (), keepdim: bool = False) -> SecretTensor:
+    """The smallest along dimensions."""
+    return _negated(amax(_negated(x), dim, keepdim))
+
+
+@handles(aten.min.default)
+def smallest(x: SecretTensor) -> SecretTensor:
+    """The smallest of all."""
+    return amin(x)
+
+
+@handles(aten.min.dim)
+def min_dim(x: SecretTensor, dim: int, keepdim: bool = False) -> tuple[SecretTensor, SecretTensor]:
+    """The smallest along a dimension, and its secret index (the first, where several are)."""
+    values, places = max_dim(_negated(x), dim, keepdim)
+    return _negated(values), places
+
+
+@handles(aten.argmin.default)
+def argmin(x: SecretTensor, dim: int | None = None, keepdim: bool = False) -> SecretTensor:
+    """The secret index of the smallest."""
+    return argmax(_negated(x), dim, keepdim)
+
+
 @handles(aten.argmax.default)
 def argmax(x: SecretTensor, dim: int | None = None, keepdim: bool = False) -> SecretTensor:
     """The secret index of the largest."""
@@ -175,6 +208,10 @@ def topk(
     """The k largest along a dimension, and their secret indices."""
     values, places = sort(x, dim, largest)
     return values.narrow(dim, 0, k), places.narrow(dim, 0, k)
+
+
+def _negated(x: SecretTensor) -> SecretTensor:
+    return secret(-x.value, x.dtype)
 
 
 def _last(x: SecretTensor, dim: Any) -> tuple[Fixed]:

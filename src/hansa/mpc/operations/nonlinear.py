@@ -1,11 +1,14 @@
 """Activations."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
+from hansa.mpc.operations.compare import amax
 from hansa.mpc.operations.wrap import engine_of, number, secret
 from hansa.mpc.secret import SecretTensor, handles
 
@@ -81,6 +84,24 @@ def log(x: SecretTensor) -> SecretTensor:
     return secret(functions.log(x.value))
 
 
+@handles(aten.log1p.default)
+def log1p(x: SecretTensor) -> SecretTensor:
+    """The logarithm of 1 + x."""
+    return secret(functions.log(x.value + 1.0))
+
+
+@handles(aten.log2.default)
+def log2(x: SecretTensor) -> SecretTensor:
+    """The logarithm to base 2."""
+    return secret(functions.log(x.value) * (1 / math.log(2)))
+
+
+@handles(aten.expm1.default)
+def expm1(x: SecretTensor) -> SecretTensor:
+    """The exponential less 1."""
+    return secret(functions.exp(x.value) - 1.0)
+
+
 @handles(aten.sqrt.default)
 def sqrt(x: SecretTensor) -> SecretTensor:
     """See `functions.sqrt`."""
@@ -102,19 +123,27 @@ def probabilities(x: Fixed) -> tuple[Fixed, Fixed, Fixed]:
     return powers * functions.positive_reciprocal(total), centred, total
 
 
-@handles(aten._softmax.default)
-def softmax(x: SecretTensor, dim: int, half_to_float: bool = False) -> SecretTensor:
+@handles(aten._softmax.default, aten._safe_softmax.default)
+def softmax(x: SecretTensor, dim: int, half_to_float: Any = False) -> SecretTensor:
     """Of numbers less their largest, so that it is right for any logits."""
     moved = x.value.map(lambda part: part.movedim(dim, -1))
     return secret(probabilities(moved)[0].map(lambda part: part.movedim(-1, dim)))
+
+
+@handles(aten.logsumexp.default)
+def logsumexp(x: SecretTensor, dim: Sequence[int], keepdim: bool = False) -> SecretTensor:
+    """The logarithm of the sum of exponentials, of numbers less their largest."""
+    largest = amax(x, dim, keepdim=True)
+    powers = functions.exp_below_zero(x.value - largest.value).map(lambda part: part.sum(list(dim), keepdim=True))
+    out = functions.log(powers) + largest.value
+    return secret(out if keepdim else out.map(lambda part: part.squeeze(list(dim))))
 
 
 @handles(aten.bernoulli_.float)
 def bernoulli_(x: SecretTensor, p: float = 0.5, *, generator: Any = None) -> SecretTensor:
     """A public mask, the same at every party."""
     engine = x.value.engine
-    x.value = Fixed.constant(engine, (torch.rand(x.shape, generator=engine.random) < p).to(torch.float32))
-    return x
+    return x.write(Fixed.constant(engine, (torch.rand(x.shape, generator=engine.random) < p).to(torch.float32)))
 
 
 @handles(aten.native_dropout.default)

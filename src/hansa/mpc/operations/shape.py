@@ -1,13 +1,15 @@
 """Views, indices and copies: no message, part by part."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from hansa.core.errors import SecretError
 from hansa.mpc.fixed import Fixed
-from hansa.mpc.operations.wrap import engine_of, numbers, secret
-from hansa.mpc.secret import SecretTensor, handles
+from hansa.mpc.operations.wrap import engine_of, number, numbers, secret, summed_dtype
+from hansa.mpc.secret import SecretTensor, dispatch, handles
 
 aten = torch.ops.aten
 
@@ -15,7 +17,17 @@ aten = torch.ops.aten
 def _part_by_part(operation: Any) -> None:
     @handles(operation)
     def run(x: SecretTensor, *args: Any, **kwargs: Any) -> SecretTensor:
+        if not isinstance(x, SecretTensor) or _any_secret(args):
+            name = operation._schema.name.split("::")[1]
+            raise SecretError(
+                f"'{name}' takes public places: choose by a secret condition with torch.where, and by a secret index "
+                "with torch.nn.functional.embedding(index, table)."
+            )
         return secret(x.value.map(lambda part: operation(part, *args, **kwargs)), x.dtype)
+
+
+def _any_secret(args: Sequence[Any]) -> bool:
+    return any(isinstance(each, SecretTensor) or (isinstance(each, list) and _any_secret(each)) for each in args)
 
 
 for _operation in (
@@ -30,7 +42,7 @@ for _operation in (
     ),
     *(aten.squeeze.dims, aten.slice.Tensor, aten.select.int, aten.index.Tensor, aten.index_select.default),
     *(aten.flip.default, aten.repeat.default, aten.unfold.default, aten.diagonal.default, aten.roll.default),
-    *(aten.tril.default, aten.triu.default, aten.gather.default, aten.cumsum.default),
+    *(aten.tril.default, aten.triu.default, aten.gather.default),
 ):
     _part_by_part(_operation)
 
@@ -44,7 +56,7 @@ def view(x: SecretTensor, shape: Sequence[int]) -> SecretTensor:
 @handles(aten.transpose_.default)
 def transpose_(x: SecretTensor, first: int, second: int) -> SecretTensor:
     """Two dimensions swapped in place, as PyTorch's recurrent layers do with what they return."""
-    x.value = x.value.map(lambda part: part.transpose(first, second))
+    x._cell = [x.value.map(lambda part: part.transpose(first, second))]
     with torch._C._DisableTorchDispatch():  # the tensor's own shape
         aten.transpose_.default(x, first, second)
     return x
@@ -82,10 +94,55 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> SecretTensor:
     return secret(first.join(others, lambda parts: torch.stack(parts, dim)), tensors[0].dtype)
 
 
+@handles(aten.cumsum.default)
+def cumsum(x: SecretTensor, dim: int, *, dtype: torch.dtype | None = None) -> SecretTensor:
+    """The sums of the first, the first two, …"""
+    return secret(x.value.map(lambda part: part.cumsum(dim)), dtype or summed_dtype(x))
+
+
+@handles(aten.constant_pad_nd.default)
+def constant_pad_nd(x: SecretTensor, sizes: Sequence[int], value: float = 0) -> SecretTensor:
+    """With a public number around it."""
+    padded = x.value.map(lambda part: torch.nn.functional.pad(part, sizes))
+    if value:
+        padded = padded + torch.nn.functional.pad(torch.zeros(x.shape), sizes, value=value)
+    return secret(padded, x.dtype)
+
+
+@handles(aten.fill.Tensor)
+def fill(x: SecretTensor, value: Any) -> SecretTensor:
+    """One number everywhere."""
+    return secret(number(value, x.value.engine).map(lambda part: part.expand(x.shape)), x.dtype)
+
+
+@handles(aten.index_put.default)
+def index_put(x: Any, index: Sequence[Any], values: Any, accumulate: bool = False) -> SecretTensor:
+    """Numbers put at public places, or one number where a secret condition holds."""
+    engine = engine_of(x, index, values)
+    into, given = number(x, engine), number(values, engine)
+    if _any_secret(index):
+        condition = index[0]
+        if len(index) > 1 or condition.dtype != torch.bool or condition.dim() != x.dim() or math.prod(given.shape) != 1:
+            raise SecretError("a secret index is written through by torch.where(condition, value, tensor) alone.")
+        return dispatch(aten.where.self, (condition, values, x))  # type: ignore[no-any-return]
+    chosen = [torch.arange(x.numel()).reshape(x.shape)[tuple(slice(None) if i is None else i for i in index)]]
+    flat = chosen[0].reshape(-1)
+    spread = given.map(lambda part: part.expand(chosen[0].shape).reshape(-1))
+
+    def placed(part: torch.Tensor) -> torch.Tensor:
+        out = part.new_zeros(x.numel())
+        return (out.index_add(0, flat, part) if accumulate else out.index_copy(0, flat, part)).reshape(x.shape)
+
+    if accumulate:
+        return secret(into + spread.map(placed), x.dtype)
+    kept = torch.ones(x.numel(), dtype=torch.int64).index_fill(0, flat, 0).reshape(x.shape)
+    return secret(into * kept + spread.map(placed), x.dtype)
+
+
 @handles(aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.contiguous.default)
 def same(x: SecretTensor, **_: Any) -> SecretTensor:
     """The same number, with what is remembered of it."""
-    return secret(x.value, x.dtype)
+    return x.alias()
 
 
 @handles(aten.clone.default)
@@ -99,17 +156,23 @@ def copy_(into: Any, x: Any, non_blocking: bool = False) -> Any:
     """Replaces what a secret tensor holds."""
     engine = engine_of(into, x)
     if not isinstance(into, SecretTensor):
-        raise TypeError("a secret cannot be copied into a public tensor: make it secret with session.share.")
-    given = x.value if isinstance(x, SecretTensor) else Fixed.constant(engine, x)
-    into.value = given.map(lambda part: part.expand(into.shape))
-    return into
+        raise SecretError("a secret cannot be copied into a public tensor: make it secret with session.share.")
+    given = x.value if isinstance(x, SecretTensor) else Fixed.constant(engine, x.to(into.dtype))
+    return into.write(given.map(lambda part: part.expand(into.shape)))
 
 
 @handles(aten._to_copy.default)
 def to_copy(x: SecretTensor, *, dtype: torch.dtype | None = None, **_: Any) -> SecretTensor:
-    """Another dtype: integers gain a fraction, nothing is opened."""
+    """Another dtype: integers gain a fraction, a number is True where it is not 0, nothing is opened."""
     wanted = dtype or x.dtype
     value = x.value
+    if wanted == torch.bool and x.dtype != torch.bool:
+        return dispatch(aten.ne.Scalar, (x, 0))  # type: ignore[no-any-return]
+    if not wanted.is_floating_point and value.home:
+        raise SecretError(
+            f"a secret of {x.dtype} as {wanted} would be rounded, which has no protocol: compare it with thresholds, "
+            "or share whole numbers as integers."
+        )
     if wanted.is_floating_point and value.home == 0:
         value = value + Fixed.constant(value.engine, torch.zeros(()))
     return secret(value, wanted)
@@ -125,7 +188,11 @@ def _filled(fill: Callable[[SecretTensor, Any], torch.Tensor], *operations: Any)
 _filled(lambda x, _: torch.ones(x.shape), aten.ones_like.default)
 _filled(lambda x, _: torch.zeros(x.shape), aten.zeros_like.default, aten.empty_like.default, aten.zero.default)
 _filled(lambda x, args: torch.full(x.shape, float(args[0])), aten.full_like.default, aten.fill.Scalar)
-_filled(lambda x, args: torch.zeros(args[0]), aten.new_zeros.default, aten.new_empty.default)
+_filled(lambda x, _: torch.zeros(x.shape, dtype=torch.bool), aten.isnan.default, aten.isinf.default)  # none is
+_filled(
+    lambda x, args: torch.zeros(args[0]),
+    *(aten.new_zeros.default, aten.new_empty.default, aten.new_empty_strided.default),
+)
 _filled(lambda x, args: torch.ones(args[0]), aten.new_ones.default)
 _filled(lambda x, args: torch.full(args[0], float(args[1])), aten.new_full.default)
 

@@ -44,6 +44,11 @@ def floating(*things: Any) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.float32
 
 
+def summed_dtype(x: SecretTensor) -> torch.dtype:
+    """Of a sum: counts of conditions are integers."""
+    return x.dtype if x.dtype.is_floating_point else torch.int64
+
+
 def _like(thing: Any) -> Any:
     return torch.empty(thing.shape, dtype=thing.dtype, device="meta") if isinstance(thing, torch.Tensor) else thing
 

@@ -24,13 +24,14 @@ def encode(value: torch.Tensor, bits: int = FRACTION_BITS, name: str = "a value"
     Raises:
       DataError: a number is NaN, infinite or too large; names the tensor, the number and the bound.
     """
+    if value.is_complex():
+        raise DataError(f"{name} holds complex numbers: share its real and imaginary parts.")
     if not value.is_floating_point():
         value = value.to(torch.int64)
         limit = 1 << (_HEADROOM - bits)
-        if value.numel() and int(value.abs().max()) >= limit:
-            raise DataError(
-                f"{name} holds {int(value.abs().max())}: with {bits} fraction bits it must be below {limit}."
-            )
+        whole = max(int(value.min()), int(value.max()), key=abs) if value.numel() else 0
+        if abs(whole) >= limit:
+            raise DataError(f"{name} holds {whole}: with {bits} fraction bits it must be below {limit}.")
         return value << bits
     wide = value.to(torch.float64) * float(1 << bits)
     if value.numel() and not bool(torch.isfinite(wide).all()):
@@ -46,6 +47,8 @@ def encode(value: torch.Tensor, bits: int = FRACTION_BITS, name: str = "a value"
 
 def decode(code: Ring, bits: int = FRACTION_BITS, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The numbers of a code; integers and booleans are rounded to the nearest."""
+    if not bits and not dtype.is_floating_point:
+        return code.to(dtype)
     wide = code.to(torch.float64) / float(1 << bits)
     if dtype.is_floating_point:
         return wide.to(dtype)
