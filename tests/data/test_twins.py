@@ -9,6 +9,8 @@ from hansa.runtimes.forms import rebuild
 
 PUBLISHED = {
     "emnist": (3400, 671_585),
+    "emnist_digits": (3383, 341_873),
+    "gld23k": (233, 23_080),
     "cifar100": (500, 50_000),
     "celeba": (9343, 200_288),
     "gldv2": (1262, 164_172),

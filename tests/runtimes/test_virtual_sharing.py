@@ -1,7 +1,7 @@
 """Several jobs on one fleet: one task a device at a time, makespans, fairness, and each scheduler's own law."""
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from hansa.core.sampling import Fixed, Poisson
 from hansa.core.tensors import Tensors
 from hansa.runtimes.virtual.bayesian import Bayesian
 from hansa.runtimes.virtual.fleet import Fleet
+from hansa.runtimes.virtual.genetic import Genetic
 from hansa.runtimes.virtual.schedulers import FedCS, Greedy, Random, Scheduler, View
 from hansa.runtimes.virtual.sharing import Planned, Shared, SharedWorld
 from hansa.runtimes.virtual.world import Errand
@@ -24,7 +25,7 @@ from hansa.stages.mean import UniformMean
 from hansa.stages.sum import Sum
 from tests.runtimes.jobs import Regression
 
-SCHEDULERS = [Random(), Greedy(), FedCS(deadline_s=5.0), FedCS(deadline_s=9.0, shared_link=True), Bayesian()]
+SCHEDULERS = [Random(), Greedy(), FedCS(deadline_s=5.0), FedCS(deadline_s=9.0, shared_link=True), Bayesian(), Genetic()]
 names = [repr(scheduler) for scheduler in SCHEDULERS]
 
 
@@ -62,16 +63,17 @@ def fleet(seed: int) -> Fleet:
     return Fleet.lognormal(40, sigma=1.0, seed=seed).with_(jitter=0.2)
 
 
-def test_greedy_and_bayesian_finish_three_jobs_before_random() -> None:
+def test_greedy_bayesian_and_genetic_finish_three_jobs_before_random() -> None:
     """Row A4.9: makespans over fixed seeds, with a generous margin."""
     spans: dict[str, list[float]] = {}
     for seed in (1, 2, 3):
-        for scheduler in (Random(), Greedy(), Bayesian()):
+        for scheduler in (Random(), Greedy(), Bayesian(), Genetic()):
             result = Shared(three(), Ragged(), fleet(seed), scheduler, seed=seed).run()
             spans.setdefault(type(scheduler).__name__, []).append(result.makespan_s)
     for at in range(3):
         assert spans["Greedy"][at] < 0.7 * spans["Random"][at]
         assert spans["Bayesian"][at] < 0.7 * spans["Random"][at]
+        assert spans["Genetic"][at] < 0.7 * spans["Random"][at]
 
 
 def test_bayesian_pays_for_fairness_with_time() -> None:
@@ -192,6 +194,20 @@ def test_fedcs_asks_the_fastest_when_nobody_can_make_it() -> None:
     seen = view()
     plan = FedCS(deadline_s=1e-6, candidates=100).pick(seen, np.random.default_rng(0))
     assert plan.tolist() == [seen.free[np.argmin(seen.seconds[seen.free])]]
+
+
+def test_genetic_finds_the_best_plan_of_a_fleet_small_enough_to_try_them_all() -> None:
+    rng = np.random.default_rng(3)
+    seconds, counts = rng.exponential(10.0, 9), rng.integers(0, 4, 9)
+    view = View(3, np.arange(9), seconds, seconds, seconds, counts)
+
+    def cost(plan: Any) -> float:
+        return float(seconds[list(plan)].max())
+
+    found = Genetic(fairness=0.0).pick(view, np.random.default_rng(0))
+    assert cost(found) == min(cost(plan) for plan in combinations(range(9), 3))
+    fair = Genetic(fairness=1e6).pick(view, np.random.default_rng(0))
+    assert view.fairness(fair) == min(view.fairness(np.array(plan)) for plan in combinations(range(9), 3))
 
 
 def test_random_picks_each_free_device_as_often() -> None:

@@ -9,9 +9,11 @@ on the data set whose name it has. Published are the clients and examples of the
 | name            | clients | examples    | classes | one example here                             | source      |
 |-----------------|---------|-------------|---------|----------------------------------------------|-------------|
 | `emnist`        | 3,400   | 671,585     | 62      | 1 × 28 × 28 grey levels                      | TFF, LEAF   |
+| `emnist_digits` | 3,383   | 341,873     | 10      | 1 × 28 × 28 grey levels                      | TFF         |
 | `cifar100`      | 500     | 50,000      | 100     | 3 × 32 × 32 (100 for each client)            | TFF         |
 | `celeba`        | 9,343   | 200,288     | 2       | 3 × 32 × 32 (there 84 × 84; all examples)    | LEAF        |
 | `gldv2`         | 1,262   | 164,172     | 2,028   | 3 × 32 × 32 (there photographs)              | Hsu 2020    |
+| `gld23k`        | 233     | 23,080      | 203     | 3 × 32 × 32 (there photographs)              | Hsu 2020    |
 | `inaturalist`   | 9,275   | 120,300     | 1,203   | 3 × 32 × 32 (there photographs)              | Hsu 2020    |
 | `flair`         | 51,414  | 429,078     | 17      | 3 × 32 × 32, one label (there several)       | Song 2022   |
 | `shakespeare`   | 715     | 16,068      | 90      | 80 characters and the same one further on    | TFF         |
@@ -187,9 +189,11 @@ _IMAGES = {"shape": (3, 32, 32)}
 _STACKOVERFLOW = {"clients": 342_477, "examples": 135_818_730, "sigma": 1.2, "alpha": 0.05, "length": 20, "tags": 500}
 TWINS: Mapping[str, ImageTwin | TextTwin] = MappingProxyType({
     "emnist": ImageTwin(clients=3400, examples=671_585, sigma=0.4, alpha=5.0, classes=62, shape=(1, 28, 28)),
+    "emnist_digits": ImageTwin(clients=3383, examples=341_873, sigma=0.4, alpha=5.0, classes=10, shape=(1, 28, 28)),
     "cifar100": ImageTwin(clients=500, examples=50_000, sigma=0.0, alpha=0.1, classes=100, **_IMAGES),  # type: ignore[arg-type]
     "celeba": ImageTwin(clients=9343, examples=200_288, sigma=0.35, alpha=1.0, classes=2, **_IMAGES),  # type: ignore[arg-type]
     "gldv2": ImageTwin(clients=1262, examples=164_172, sigma=1.0, alpha=0.02, classes=2028, **_IMAGES),  # type: ignore[arg-type]
+    "gld23k": ImageTwin(clients=233, examples=23_080, sigma=1.0, alpha=0.05, classes=203, **_IMAGES),  # type: ignore[arg-type]
     "inaturalist": ImageTwin(clients=9275, examples=120_300, sigma=1.0, alpha=0.02, classes=1203, **_IMAGES),  # type: ignore[arg-type]
     "flair": ImageTwin(clients=51_414, examples=429_078, sigma=1.2, alpha=0.5, classes=17, **_IMAGES),  # type: ignore[arg-type]
     "shakespeare": TextTwin(clients=715, examples=16_068, sigma=1.2, alpha=0.5, words=90, length=80, tags=10),
