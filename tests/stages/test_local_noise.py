@@ -9,7 +9,7 @@ import pytest
 from hansa.core.algorithm import Algorithm
 from hansa.core.errors import ConfigError, JobError
 from hansa.core.model import LocalWork
-from hansa.core.pipeline import Bound, Part, Pipeline, Setting, Signal, Stage
+from hansa.core.pipeline import Bound, Decoding, Part, Pipeline, Setting, Signal, Stage
 from hansa.core.sampling import Fixed, Poisson, Sampling, Stream
 from hansa.core.tensors import EMPTY, Tensors, stack
 from hansa.privacy import noise
@@ -118,6 +118,25 @@ def test_beside_central_noise_it_is_one_replaced_client() -> None:
     assert both.epsilon > cost(Counter({local: 1}), 1e-5).epsilon
     assert any("without amplification" in note for note in both.notes)
     assert cost(Counter({local: 1, central: 1}), 1e-5, against=SERVER).epsilon == math.inf
+
+
+@pytest.mark.parametrize("rounds", [[], [Quantise(16)]], ids=["floats", "integers"])
+def test_the_server_s_noise_around_it_is_measured_by_what_a_client_has_not_by_its_noise(rounds: list[Stage]) -> None:
+    """Noise before the aggregation and after it (NbAFL): both ledgers' events, and no more noise than both declare."""
+    b = bound(Clip(2.0), UniformMean(), Gaussian(3.0), LocalGaussian(5.0), *rounds)
+    local, central = sorted(b.events(), key=lambda event: event.mechanism, reverse=True)
+    assert (local.noise_multiplier, central.noise_multiplier, central.sampling) == (5.0, 3.0, "fixed")
+    plain = bound(Clip(2.0), UniformMean(), Gaussian(3.0)).steps[2]._stds["value"]  # type: ignore[attr-defined]
+    around = b.steps[2]._stds["value"]  # type: ignore[attr-defined]
+    grid = 3.0 * math.sqrt(D) * (2.0 + 9.5 * 20.0) / 32767 if rounds else 0.0
+    assert plain <= around <= (plain + grid) * 1.01
+    whole = [
+        b.decode_total(
+            Tensors({"value/w": np.zeros(D)}), b.start(), Decoding(10, 10, lambda label, at=at: Stream(at, label))
+        )
+        for at in range(20)
+    ]
+    assert np.stack([total["value/w"] for total, _ in whole]).std() == pytest.approx(around / 10, rel=0.03)
 
 
 def test_parts_share_the_multiplier() -> None:

@@ -32,10 +32,10 @@ CONTEXT = b"run/train/0.0"
 Tamper = Callable[[str, int, Tensors], Tensors]
 
 
-def bound(reducer: MpcSum, clients: int = 5, stages: Any = STAGES) -> Bound:
+def bound(reducer: MpcSum, clients: int = 5, stages: Any = STAGES, quorum: int = 3) -> Bound:
     algorithm = Algorithm(LocalWork(lr=1.0, epochs=1))
     return Pipeline(stages, reducer).bind(
-        SIGNAL, Setting(sampling=Fixed(clients), algorithm=algorithm, population=clients)
+        SIGNAL, Setting(sampling=Fixed(clients, quorum=min(quorum, clients)), algorithm=algorithm, population=clients)
     )
 
 
@@ -127,6 +127,17 @@ def test_a_helper_gives_no_sum_over_few_or_unsigned_or_other_clients() -> None:
         play(bound(MpcSum(("one",))), down=alone)
     with pytest.raises(IdentityError):
         play(bound(MpcSum(("one",))), down=invented)
+
+    def three(name: str, leg: int, message: Tensors) -> Tensors:
+        if leg != 1 or name != "one":
+            return message
+        rows = np.asarray(message["sealed"])[:3]
+        return message.updated({"names": np.frombuffer(b'["c0","c1","c2"]', np.uint8), "sealed": rows})
+
+    with pytest.raises(SecretRoundVoid, match="over 3 clients"):
+        play(bound(MpcSum(("one",)), quorum=4), down=three)
+    with pytest.raises(SecretRoundVoid, match="3 clients are left, too few"):
+        play(bound(MpcSum(("one",)), quorum=4), leaves={"c0": 1, "c1": 1})
     seat = SimulatedSeat("one", CONTEXT, os.urandom(32))
     seat.once("clients of an mpc sum", b"of before")
     with pytest.raises(SecretRoundVoid, match="same attempt"):

@@ -94,6 +94,7 @@ class _Local(Step):
 
     def __init__(self, signal: Signal, scales: dict[str, float], event: Event) -> None:
         self._scales, self._event = scales, event
+        self._before = {name: signal.parts[name].l2 for name in scales}
         most = self._deviates(noise.own_stream()).most
         parts = {}
         for name, scale in scales.items():
@@ -106,8 +107,11 @@ class _Local(Step):
         """The law of the noise."""
 
     def settle(self, sensitivity: Sensitivity) -> Sensitivity:
-        # Whoever adds noise to the total as well is told what a contribution can do, its own noise among it.
-        return sensitivity
+        # Noise is the same whatever a client holds: it moves the total by what it had before, and what rounds behind.
+        own = {
+            name: norm + max(0.0, sensitivity[name] - self.out.parts[name].l2) for name, norm in self._before.items()
+        }
+        return {**sensitivity, **own}
 
     def encode(
         self, x: Tensors, state: Tensors, memory: Tensors, rngs: Sequence[np.random.Generator]

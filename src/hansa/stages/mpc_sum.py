@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:
 
 from hansa.crypto.masking import KEY_BYTES, add_mask
 from hansa.privacy.threats import Adversary, Sees
-from hansa.stages.secure_sum import Layout, _array, _bytes, _raw
+from hansa.stages.secure_sum import Layout, _array, _bytes, _raw, fewest_clients
 
 _SIGNATURE = 4096  # with its certificate, at most
 _SEALED = PUBLIC_BYTES + SEAL_BYTES + KEY_BYTES
@@ -70,7 +70,7 @@ class MpcSum(Reducer):
         Sees(Adversary.SERVER, "the total; who took part", "at least one helper does not work with it"),
         Sees(
             Adversary.LIAR,
-            "one total for each attempt, over three or more clients of its choice",
+            "one total for each attempt, over clients of its choice, as many as a round has at least",
             "at least one helper follows the protocol, and two of those clients do not work with the server",
         ),
         Sees(
@@ -99,7 +99,7 @@ class MpcSum(Reducer):
             faults.append("MpcSum needs rounds that begin together: set max_staleness=0 and over_select=0.")
         if faults:
             raise fault(*faults)
-        return _Bound(self.helpers, layout=Layout.of(signal, setting.most))
+        return _Bound(self.helpers, layout=Layout.of(signal, setting.most), named=fewest_clients(setting))
 
     def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
         """Integers are added exactly."""
@@ -113,6 +113,7 @@ class MpcSum(Reducer):
 @dataclass(frozen=True)
 class _Bound(MpcSum):
     layout: Layout = field(kw_only=True, repr=False)
+    named: int = field(default=3, kw_only=True)
 
     def wire(self, signal: Signal, setting: Setting) -> Signal:
         """One vector of bytes, and a sealed key for each helper."""
@@ -146,7 +147,11 @@ class _Bound(MpcSum):
         yield Tensors({"advert": _bytes(pair.public + seat.sign(b"mpc sum key\0" + pair.public))})
         told = yield Tensors({"here": np.zeros(0, np.uint8)})
         names, sealed = tuple(json.loads(_raw(told, "names"))), _array(told, "sealed", 2)
-        if len(names) < 3 or len(set(names)) != len(names) or sealed.shape != (len(names), len(self.helpers) * _SEALED):
+        if (
+            len(names) < self.named
+            or len(set(names)) != len(names)
+            or sealed.shape != (len(names), len(self.helpers) * _SEALED)
+        ):
             raise SecretRoundVoid(f"the server asks for a sum over {len(set(names))} clients: nothing was revealed.")
         seat.once("clients of an mpc sum", json.dumps(sorted(names)).encode())
         total, mine = self.layout.fields.zeros(), list(self.helpers).index(seat.name)
@@ -191,7 +196,7 @@ class _Bound(MpcSum):
                 counted = [name for name in event.survivors if name in boxes]
                 if set(counted) != set(boxes):
                     raise ProtocolError("a vector was added whose sender is not among the survivors.")
-                if len(counted) < 3:
+                if len(counted) < self.named:
                     raise SecretRoundVoid(
                         f"{len(counted)} clients are left, too few: nothing of this round was revealed."
                     )

@@ -126,14 +126,7 @@ class SecureSum(Reducer):
 
     def fewest(self, setting: Setting) -> int:
         """Clients that every round has; those of a group are not promised to be more than 3."""
-        who, expected = setting.sampling, setting.cohort
-        if self.groups_of is not None:
-            return 3
-        if who.quorum is not None:
-            return max(3, who.quorum)
-        if who.kind == "poisson":  # fewer come with a probability below 10⁻²⁰: Chernoff's bound is exp(−t² / 2m)
-            return max(3, math.ceil(expected - 10 * math.sqrt(expected)))
-        return max(3, math.floor(expected)) if who.kind == "fixed" else 3
+        return 3 if self.groups_of is not None else fewest_clients(setting)
 
     def bind(self, signal: Signal, setting: Setting) -> "Reducer":
         """Refuses what has no bound, cohorts too small to hide in, and rates that no graph stands."""
@@ -175,6 +168,16 @@ class SecureSum(Reducer):
     def server(self, cohort: Sequence[str], seat: Seat) -> Server:
         """The bound reducer's."""
         raise ConfigError("SecureSum must be bound to a signal before it adds: use it in a pipeline.")
+
+
+def fewest_clients(setting: Setting) -> int:
+    """How many clients hide each other in every round of a job, at least: 3, or more where its sampling promises it."""
+    who, expected = setting.sampling, setting.cohort
+    if who.quorum is not None:
+        return max(3, who.quorum)
+    if who.kind == "poisson":  # fewer come with a probability below 10⁻²⁰: Chernoff's bound is exp(−t² / 2m)
+        return max(3, math.ceil(expected - 10 * math.sqrt(expected)))
+    return max(3, math.floor(expected)) if who.kind == "fixed" else 3
 
 
 @dataclass(frozen=True)
