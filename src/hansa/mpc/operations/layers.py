@@ -10,6 +10,7 @@ from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
 from hansa.mpc.operations.wrap import engine_of, number, secret
 from hansa.mpc.ring import columns, conv2d, fold, matmul
+from hansa.mpc.ring.convolution import Pair
 from hansa.mpc.secret import SecretTensor, handles
 
 aten = torch.ops.aten
@@ -20,18 +21,20 @@ def convolution(
     x: Any, weight: Any, bias: Any, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> SecretTensor:  # fmt: skip
-    """In two dimensions; in one as two of which one is 1."""
-    if transposed or weight.dim() not in (3, 4):
-        raise SecretError(
-            "transposed convolutions and those in three dimensions have no protocol: use Conv1d or Conv2d."
-        )
+    """In two dimensions, also transposed; in one as two of which one is 1."""
+    if weight.dim() not in (3, 4):
+        raise SecretError("convolutions in three dimensions have no protocol: use Conv1d, Conv2d or their transposes.")
     engine = engine_of(x, weight)
     flat = weight.dim() == 3
     a, b = number(x, engine), number(weight, engine)
     if flat:
         a, b = (each.map(lambda part: part[:, :, None]) for each in (a, b))
     how = _how(flat, stride, padding, dilation)
-    out = a.bilinear(b, lambda u, v: _conv(u, v, *how, groups))
+    if transposed:
+        size = _grown(a.shape[2:], b.shape[2:], how, (0, *output_padding) if flat else tuple(output_padding))
+        out = a.bilinear(b, lambda u, v: _spread(u, v, size, how, groups))
+    else:
+        out = a.bilinear(b, lambda u, v: _conv(u, v, *how, groups))
     if flat:
         out = out.map(lambda part: part[:, :, 0])
     if bias is not None:
@@ -44,49 +47,58 @@ def convolution_backward(
     grad: Any, x: Any, weight: Any, bias_sizes: Any, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int, mask: Sequence[bool],
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    """With respect to the image, the kernel and the bias."""
+    """With respect to the image, the kernel and the bias; a transposed one is its own gradient's gradient."""
     engine = engine_of(grad, x, weight)
     flat = weight.dim() == 3
     g, a, b = (number(each, engine) for each in (grad, x, weight))
     if flat:
         g, a, b = (each.map(lambda part: part[:, :, None]) for each in (g, a, b))
-    stride_, padding_, dilation_ = _how(flat, stride, padding, dilation)
+    how = _how(flat, stride, padding, dilation)
     kernel, size = tuple(b.shape[2:]), tuple(a.shape[2:])
     by_image = by_kernel = by_bias = None
-    if mask[0]:
-
-        def image(gradient: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-            n, _, height, width = gradient.shape
-            pieces = []
-            for group in range(groups):
-                filters = w.shape[0] // groups
-                part = gradient[:, group * filters : (group + 1) * filters].permute(0, 2, 3, 1).reshape(-1, filters)
-                matrix = w[group * filters : (group + 1) * filters].reshape(filters, -1)
-                windows = _mm(part.contiguous(), matrix.contiguous()).reshape(n, height, width, w.shape[1], *kernel)
-                pieces.append(windows.permute(0, 3, 4, 5, 1, 2))
-            return fold(torch.cat(pieces, 1), size, stride_, padding_, dilation_)
-
-        by_image = g.bilinear(b, image)
+    if mask[0] and transposed:
+        by_image = g.bilinear(b, lambda u, v: _conv(u, v, *how, groups)[:, :, : size[0], : size[1]])
+    elif mask[0]:
+        by_image = g.bilinear(b, lambda u, v: _spread(u, v, (size[0], size[1]), how, groups))
     if mask[1]:
-
-        def weights(gradient: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-            windows = columns(image, kernel, stride_, padding_, dilation_)
-            n, channels, _, _, height, width = windows.shape
-            pieces = []
-            for group in range(groups):
-                filters, inputs = gradient.shape[1] // groups, channels // groups
-                left = gradient[:, group * filters : (group + 1) * filters].permute(1, 0, 2, 3).reshape(filters, -1)
-                part = windows[:, group * inputs : (group + 1) * inputs]
-                right = part.permute(0, 4, 5, 1, 2, 3).reshape(n * height * width, -1)
-                pieces.append(_mm(left.contiguous(), right).reshape(filters, inputs, *kernel))
-            return torch.cat(pieces)
-
-        by_kernel = g.bilinear(a, weights)
+        left, right = (a, g) if transposed else (g, a)
+        by_kernel = left.bilinear(right, lambda u, v: _kernel(u, v, (kernel[0], kernel[1]), how, groups))
     if mask[2]:
         by_bias = g.map(lambda part: part.sum((0, 2, 3)))
     if flat:
         by_image, by_kernel = (each and each.map(lambda part: part[:, :, 0]) for each in (by_image, by_kernel))
     return tuple(None if each is None else secret(each) for each in (by_image, by_kernel, by_bias))  # type: ignore[return-value]
+
+
+def _spread(values: torch.Tensor, weight: torch.Tensor, size: Pair, how: tuple[Pair, Pair, Pair], groups: int) -> Any:
+    """Each number times the kernel, added where the kernel lies: a convolution's gradient for its image."""
+    n, _, height, width = values.shape
+    filters, kernel = weight.shape[0] // groups, (weight.shape[2], weight.shape[3])
+    pieces = []
+    for group in range(groups):
+        part = values[:, group * filters : (group + 1) * filters].permute(0, 2, 3, 1).reshape(-1, filters)
+        matrix = weight[group * filters : (group + 1) * filters].reshape(filters, -1)
+        windows = _mm(part.contiguous(), matrix.contiguous()).reshape(n, height, width, weight.shape[1], *kernel)
+        pieces.append(windows.permute(0, 3, 4, 5, 1, 2))
+    return fold(torch.cat(pieces, 1), size, *how)
+
+
+def _kernel(values: torch.Tensor, image: torch.Tensor, kernel: Pair, how: tuple[Pair, Pair, Pair], groups: int) -> Any:
+    """Each number times the window that it belongs to, added up: a convolution's gradient for its kernel."""
+    height, width = values.shape[2:]
+    windows = columns(image, kernel, *how)[..., :height, :width]
+    n, channels = windows.shape[:2]
+    filters, inputs = values.shape[1] // groups, channels // groups
+    pieces = []
+    for group in range(groups):
+        left = values[:, group * filters : (group + 1) * filters].permute(1, 0, 2, 3).reshape(filters, -1)
+        part = windows[:, group * inputs : (group + 1) * inputs]
+        right = part.permute(0, 4, 5, 1, 2, 3).reshape(n * height * width, -1)
+        pieces.append(_mm(left.contiguous(), right).reshape(filters, inputs, *kernel))
+    return torch.cat(pieces)
+
+
+_LEAST = -(2.0**45)  # less than any number by more than nothing, and the difference still has its sign in the ring
 
 
 @handles(aten.max_pool2d_with_indices.default)
@@ -95,11 +107,15 @@ def max_pool2d(
     dilation: Sequence[int] = (1,), ceil_mode: bool = False,
 ) -> tuple[SecretTensor, SecretTensor]:  # fmt: skip
     """The largest of each window, by a tournament; which it was serves the backward pass."""
-    if any(padding) or ceil_mode:
-        raise SecretError("max_pool2d with padding or ceil_mode has no protocol: pad with a constant first.")
-    size, step, gap = _pairs(kernel, stride or kernel, dilation)
-    windows = x.value.map(lambda part: _last_window(columns(part, size, step, (0, 0), gap)))
+    size, step, pad, gap = _pairs(kernel, stride or kernel, padding, dilation)
+    frame = _frame(x, size, step, pad, gap, ceil_mode)
+    windows = x.value.map(lambda part: _last_window(_windows(part, frame, size, step, gap)))
+    if any(each > 0 for each in frame):
+        inside = _last_window(_windows(torch.ones(1, 1, *x.shape[-2:]), frame, size, step, gap))
+        windows.share()  # at home, where the ring has room
+        windows = windows + (1 - inside) * _LEAST
     value, hot = functions.maximum(windows, hot=x.requires_grad or torch.is_grad_enabled())
+    value = value.map(lambda part: part.reshape(*x.shape[:-2], *part.shape[-2:]))
     places = Fixed.constant(x.value.engine, torch.zeros(value.shape, dtype=torch.int64))
     places.cached["hot"] = hot
     return secret(value), secret(places, torch.int64)
@@ -111,13 +127,15 @@ def max_pool2d_backward(
     dilation: Sequence[int], ceil_mode: bool, indices: SecretTensor,
 ) -> SecretTensor:  # fmt: skip
     """The gradient, where the largest was."""
-    size, step, gap = _pairs(kernel, stride or kernel, dilation)
-    spread = number(grad, x.value.engine).map(lambda part: part[..., None]) * indices.value.cached["hot"]
+    size, step, pad, gap = _pairs(kernel, stride or kernel, padding, dilation)
+    frame = _frame(x, size, step, pad, gap, ceil_mode)
+    given = number(grad, x.value.engine).map(lambda part: part.reshape(-1, *part.shape[-3:])[..., None])
+    spread = given * indices.value.cached["hot"]
 
     def back(part: torch.Tensor) -> torch.Tensor:
         n, c, height, width, _ = part.shape
         windows = part.reshape(n, c, height, width, *size).permute(0, 1, 4, 5, 2, 3)
-        return fold(windows, tuple(x.shape[2:]), step, (0, 0), gap)
+        return _unframed(windows, x, frame, step, gap)
 
     return secret(spread.map(back))
 
@@ -129,10 +147,10 @@ def avg_pool2d(
 ) -> SecretTensor:  # fmt: skip
     """The mean of each window."""
     size, step, pad = _pairs(kernel, stride or kernel, padding)
-    if ceil_mode or (any(pad) and not count_include_pad):
-        raise SecretError("avg_pool2d with ceil_mode or count_include_pad=False has no protocol: pad first.")
-    summed = x.value.map(lambda part: columns(part, size, step, pad).sum((2, 3)))
-    return secret(summed * (1 / (divisor_override or size[0] * size[1])))
+    frame = _frame(x, size, step, pad, (1, 1), ceil_mode)
+    summed = x.value.map(lambda part: _windows(part, frame, size, step, (1, 1)).sum((2, 3)))
+    shares = _shares(x, frame, size, step, pad, ceil_mode, count_include_pad, divisor_override)
+    return secret((summed * shares).map(lambda part: part.reshape(*x.shape[:-2], *part.shape[-2:])))
 
 
 @handles(aten.avg_pool2d_backward.default)
@@ -142,13 +160,47 @@ def avg_pool2d_backward(
 ) -> SecretTensor:  # fmt: skip
     """The gradient, spread evenly."""
     size, step, pad = _pairs(kernel, stride or kernel, padding)
+    frame = _frame(x, size, step, pad, (1, 1), ceil_mode)
 
     def back(part: torch.Tensor) -> torch.Tensor:
+        part = part.reshape(-1, *part.shape[-3:])
         windows = part[:, :, None, None].expand(-1, -1, *size, -1, -1)
-        return fold(windows, tuple(x.shape[2:]), step, pad)
+        return _unframed(windows, x, frame, step, (1, 1))
 
-    scaled = number(grad, x.value.engine) * (1 / (divisor_override or size[0] * size[1]))
-    return secret(scaled.map(back))
+    shares = _shares(x, frame, size, step, pad, ceil_mode, count_include_pad, divisor_override)
+    return secret((number(grad, x.value.engine) * shares).map(back))
+
+
+Frame = tuple[int, int, int, int]
+
+
+def _frame(x: SecretTensor, size: Pair, step: Pair, pad: Pair, gap: Pair, ceil_mode: bool) -> Frame:
+    """What is added left, right, above and below so that the windows cover it to the row; negative: left out."""
+    image = torch.empty(1, *x.shape[-2:], device="meta")
+    out = torch.nn.functional.max_pool2d(image, size, step, pad, gap, ceil_mode).shape[1:]
+    ends = [(out[at] - 1) * step[at] + gap[at] * (size[at] - 1) + 1 - pad[at] - x.shape[at - 2] for at in (0, 1)]
+    return pad[1], ends[1], pad[0], ends[0]
+
+
+def _windows(part: torch.Tensor, frame: Frame, size: Pair, step: Pair, gap: Pair) -> torch.Tensor:
+    image = part.reshape(-1, *part.shape[-3:])
+    return columns(torch.nn.functional.pad(image, frame) if any(frame) else image, size, step, (0, 0), gap)
+
+
+def _unframed(windows: torch.Tensor, x: SecretTensor, frame: Frame, step: Pair, gap: Pair) -> torch.Tensor:
+    """The transpose of `_windows`."""
+    height, width = x.shape[-2] + frame[2] + frame[3], x.shape[-1] + frame[0] + frame[1]
+    image = fold(windows, (height, width), step, (0, 0), gap)
+    return torch.nn.functional.pad(image, [-each for each in frame]).reshape(x.shape)
+
+
+def _shares(x: SecretTensor, frame: Frame, size: Pair, step: Pair, pad: Pair, *how: Any) -> float | torch.Tensor:
+    """1 / what each window's sum is divided by: its size, less what PyTorch does not count at the border."""
+    ones = torch.ones(1, 1, *x.shape[-2:], dtype=torch.float64)
+    counted = _windows(ones, frame, size, step, (1, 1)).sum((2, 3))
+    shares = torch.nn.functional.avg_pool2d(ones, size, step, pad, *how) / counted
+    first = float(shares.flatten()[0])
+    return first if bool((shares == first).all()) else shares
 
 
 @handles(aten._adaptive_avg_pool2d.default)
@@ -209,14 +261,21 @@ def _last_window(windows: torch.Tensor) -> torch.Tensor:
     return windows.permute(0, 1, 4, 5, 2, 3).reshape(n, c, height, width, kh * kw)
 
 
-def _pairs(*given: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _pairs(*given: Sequence[int]) -> tuple[Pair, ...]:
     """Each as (vertical, horizontal); one number stands for both."""
     return tuple((each[0], each[-1]) for each in given)
 
 
-def _how(
-    flat: bool, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def _grown(size: Sequence[int], kernel: Sequence[int], how: tuple[Pair, Pair, Pair], more: Sequence[int]) -> Pair:
+    """The size of a transposed convolution's result."""
+    height, width = (
+        (size[at] - 1) * how[0][at] - 2 * how[1][at] + how[2][at] * (kernel[at] - 1) + more[at % len(more)] + 1
+        for at in (0, 1)
+    )
+    return height, width
+
+
+def _how(flat: bool, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[Pair, Pair, Pair]:
     """In one dimension the images have a height of 1, along which nothing moves."""
     if flat:
         return (1, stride[0]), (0, padding[0]), (1, dilation[0])
