@@ -26,6 +26,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "core.checkpoint": ("Checkpoint",),
     "core.ledger": ("Event", "Ledger"),
     "stages.mean": ("WeightedMean", "UniformMean"),
+    "stages.measure": ("Measure",),
     "stages.clip": ("Clip",),
     "stages.adaptive_clip": ("AdaptiveClip",),
     "stages.quantise": ("Quantise",),
@@ -189,6 +190,7 @@ if TYPE_CHECKING:
     from hansa.stages.lowrank import LowRank as LowRank
     from hansa.stages.mask import RandomMask as RandomMask
     from hansa.stages.mean import UniformMean as UniformMean, WeightedMean as WeightedMean
+    from hansa.stages.measure import Measure as Measure
     from hansa.stages.median import Median as Median
     from hansa.stages.mpc_sum import MpcSum as MpcSum
     from hansa.stages.noise import Gaussian as Gaussian

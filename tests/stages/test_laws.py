@@ -27,6 +27,7 @@ from hansa.stages.geometric_median import GeometricMedian
 from hansa.stages.laplace import Laplace
 from hansa.stages.mask import RandomMask
 from hansa.stages.mean import UniformMean, WeightedMean
+from hansa.stages.measure import Measure
 from hansa.stages.median import Median
 from hansa.stages.noise import Gaussian
 from hansa.stages.norm_bound import NormBound
@@ -156,6 +157,7 @@ CASES = [
     Case([Clip(1.0), UniformMean(), MatrixNoise(1e-7, rounds=3)], Sum(), clip_mean, noise=1e-6),
     Case([Clip(1.0), UniformMean(), TreeNoise(1e-7, rounds=3), Quantise(20)], Sum(), clip_mean, noise=1e-6),
     Case([Zeroing(100.0), Clip(1.0), UniformMean()], Sum(), clip_mean),
+    Case([Measure("raw"), Clip(1.0), Measure(), UniformMean(), Quantise(12)], Sum(), clip_mean),
     Case([AdaptiveClip(1.0), UniformMean(), Gaussian(1e-7), Quantise(20)], Sum(), clip_mean, noise=1e-6),
     Case([UniformMean(), TopK(0.3)], Sum(), lambda xs, ws: mean([largest(x, 0.3) for x in xs], [1.0] * len(xs))),
     Case(
