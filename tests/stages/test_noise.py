@@ -18,7 +18,7 @@ from hansa.stages.adaptive_clip import AdaptiveClip
 from hansa.stages.clip import Clip
 from hansa.stages.laplace import Laplace
 from hansa.stages.mean import UniformMean
-from hansa.stages.noise import Gaussian
+from hansa.stages.noise import Gaussian, amplified
 from hansa.stages.quantise import Quantise
 from hansa.stages.sum import Sum
 from hansa.stages.topk import TopK
@@ -179,6 +179,16 @@ def test_indicator_of_adaptive_clip_is_paid_out_of_the_same_multiplier() -> None
 def test_amplification_is_claimed_only_where_chance_alone_decides(sampling: Sampling, kind: str, rate: float) -> None:
     event = bound(Clip(1.0), UniformMean(), Gaussian(1.0), sampling=sampling).events()[0]
     assert (event.mechanism, event.sampling, event.rate) == ("gaussian", kind, rate)
+
+
+@pytest.mark.parametrize(("rate", "kind"), [(0.2, "none"), (0.8, "poisson")])
+def test_a_sum_that_draws_again_where_too_few_came_is_amplified_only_where_that_never_happens(
+    rate: float, kind: str
+) -> None:
+    setting = Setting(
+        sampling=Poisson(rate), algorithm=Algorithm(LocalWork(lr=1.0, epochs=1)), population=100, sees="total"
+    )
+    assert amplified(setting)[0] == kind
 
 
 def test_totals_without_any_client_are_noised_too() -> None:

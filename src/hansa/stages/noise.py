@@ -181,9 +181,15 @@ def amplified(setting: Setting) -> tuple[str, float]:
     it counted where small samples are drawn again: a client is in those that are kept more often than its coin says.
     """
     who, rate = setting.sampling, setting.sampling.rate(setting.population)
-    again = who.kind == "poisson" and who.quorum is not None
+    again = who.kind == "poisson" and (who.quorum is not None or (setting.sees == "total" and _few(setting) > 1e-20))
     hidden = who.random_membership and rate < 1 and who.kind in ("poisson", "fixed") and not again
     return (who.kind, rate) if hidden else ("none", 1.0)
+
+
+def _few(setting: Setting) -> float:
+    """The probability that coins draw fewer than the 3 clients that a sum which hides contributions needs."""
+    coin, people = setting.sampling.rate(setting.population), setting.population
+    return sum(math.comb(people, k) * coin**k * (1 - coin) ** (people - k) for k in range(3))
 
 
 def measured(scales: Mapping[str, float], sensitivity: Sensitivity) -> str:
