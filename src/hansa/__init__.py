@@ -69,8 +69,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "algorithms.qfedavg": ("QFedAvg",),
     "algorithms.trees.settings": ("Boosting",),
     "algorithms.trees.horizontal": ("TreeModel", "TreeBagging", "HistogramModel", "TreeHistograms"),
+    "algorithms.trees.network": ("ClientTrees", "OwnTrees", "TreeGathering", "TreeNetwork"),
     "adapters.numpy": ("LinearModel", "LogisticModel", "MLPModel"),
     "adapters.torch": ("TorchModel",),
+    "adapters.torch_trees": ("TreeConvolution",),
     "adapters.jax": ("JaxModel",),
     "adapters.keras": ("KerasModel",),
     "adapters.sklearn": ("SklearnModel",),
@@ -88,6 +90,7 @@ _MODULES: dict[str, str] = {
     "privacy": "privacy",
     "observe": "runtimes.observe",
     "measures": "adapters.measures",
+    "tasks": "app.tasks",
     "mpc": "mpc",
 }
 _HOMES: dict[str, str] = {name: module for module, names in _NAMES.items() for name in names}
@@ -118,6 +121,7 @@ if TYPE_CHECKING:
     from hansa.adapters.numpy import LinearModel as LinearModel, LogisticModel as LogisticModel, MLPModel as MLPModel
     from hansa.adapters.sklearn import SklearnModel as SklearnModel
     from hansa.adapters.torch import TorchModel as TorchModel
+    from hansa.adapters.torch_trees import TreeConvolution as TreeConvolution
     from hansa.algorithms.fedavg import FedAvg as FedAvg
     from hansa.algorithms.fedbuff import FedBuff as FedBuff
     from hansa.algorithms.fednova import FedNova as FedNova
@@ -137,7 +141,14 @@ if TYPE_CHECKING:
         TreeHistograms as TreeHistograms,
         TreeModel as TreeModel,
     )
+    from hansa.algorithms.trees.network import (
+        ClientTrees as ClientTrees,
+        OwnTrees as OwnTrees,
+        TreeGathering as TreeGathering,
+        TreeNetwork as TreeNetwork,
+    )
     from hansa.algorithms.trees.settings import Boosting as Boosting
+    from hansa.app import tasks as tasks
     from hansa.core import errors as errors
     from hansa.core.algorithm import Aggregate as Aggregate, Algorithm as Algorithm, Update as Update
     from hansa.core.checkpoint import Checkpoint as Checkpoint

@@ -12,7 +12,7 @@ gradient boosted decision trees framework (histograms), https://arxiv.org/abs/22
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,7 @@ class TreeModel(_Trees):
     base: float = 0.0
 
     def __post_init__(self) -> None:
-        _simple(self.boosting)
+        simple(self.boosting)
 
     def init(self, seed: int) -> Tensors:
         """Free places."""
@@ -96,22 +96,16 @@ class TreeModel(_Trees):
         """Grows trees into free places that it draws."""
         x, y = rows_of(data)
         trees, used = np.array(params["trees"]), np.array(params["used"])
-        loss, table = (
-            loss_of(self.boosting.loss, y),
-            Table({str(at): x[:, at] for at in range(x.shape[1])}, self.boosting),
-        )
-        margin = (self.base + margins(trees, x))[:, None]
+        margin = self.base + margins(trees, x)
         free = np.flatnonzero(used < 0.5)
         wanted = work.steps or work.epochs or 1
         if len(free) < wanted:
             raise TrainingFailed(f"{len(free)} free places for {wanted} trees: give the model more, Boosting(trees=…).")
-        for place in rng.choice(free, wanted, replace=False):
-            g, h = loss.gradients(margin)
-            gradients = Gradients.of(np.arange(len(y)), g[:, 0], h[:, 0])
-            tree, _ = grow([LocalSource("", table)], gradients, len(y), self.boosting)
-            trees[place], used[place] = encoded(tree, trees.shape[1]), 1
-            margin[:, 0] += trees[place][reached(trees[place], x), LEAF]
-        return Fit(Tensors({"trees": trees, "used": used}), wanted, measured(self.boosting.loss, y, margin[:, 0]))
+        for place, tree in zip(
+            rng.choice(free, wanted, replace=False), grown(self.boosting, x, y, margin), strict=False
+        ):
+            trees[place], used[place] = tree, 1
+        return Fit(Tensors({"trees": trees, "used": used}), wanted, measured(self.boosting.loss, y, margin))
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,7 @@ class HistogramModel(_Trees):
     base: float = 0.0
 
     def __post_init__(self) -> None:
-        _simple(self.boosting)
+        simple(self.boosting)
         for at, column in enumerate(self.edges):
             ascending = all(a < b for a, b in itertools.pairwise(column))
             require(
@@ -284,6 +278,19 @@ class TreeHistograms(Algorithm):
         return done // self.boosting.depth, done % self.boosting.depth
 
 
+def grown(boosting: Boosting, x: Floats, y: Floats, margin: Floats) -> Iterator[Floats]:
+    """Trees that one client boosts on its own data, as many as are asked for; moves `margin` (rows,) along."""
+    loss = loss_of(boosting.loss, y)
+    table = Table({str(at): x[:, at] for at in range(x.shape[1])}, boosting)
+    while True:
+        g, h = loss.gradients(margin[:, None])
+        gradients = Gradients.of(np.arange(len(y)), g[:, 0], h[:, 0])
+        made, _ = grow([LocalSource("", table)], gradients, len(y), boosting)
+        tree = encoded(made, 2 ** (boosting.depth + 1) - 1)
+        margin += tree[reached(tree, x), LEAF]
+        yield tree
+
+
 def rows_of(data: Any) -> tuple[Floats, NDArray[np.float64]]:
     """Columns (rows, columns) and labels of a client's data.
 
@@ -304,6 +311,7 @@ def measured(loss: str, y: Floats, margin: Floats) -> Metrics:
     return {"loss": (mean * rows, float(rows)), "accuracy": (right, float(rows))}
 
 
-def _simple(boosting: Boosting) -> None:
+def simple(boosting: Boosting) -> None:
+    """Refuses settings that clients' trees do not have."""
     require(boosting.loss in ("logistic", "squared"), f"loss='{boosting.loss}': of clients' trees logistic or squared.")
     require(boosting.goss is None and not boosting.validation, "goss and validation are not for clients' trees.")
