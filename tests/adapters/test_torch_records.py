@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hansa.adapters.torch import TorchModel
-from hansa.adapters.torch_records import Protected, Records, noisy_mean, rate, steps
+from hansa.adapters.torch_records import Protected, Records, noise_of_mean, rate, steps
 from hansa.algorithms import FedAvg
 from hansa.core.data import Dataset
 from hansa.core.errors import ConfigError, JobError
@@ -76,6 +76,12 @@ def batch(shape: tuple[int, ...], words: bool, count: int = 9) -> tuple[torch.Te
     return x, torch.arange(count) % 3
 
 
+def clipped(records: Records, x: torch.Tensor, y: torch.Tensor, clip: float, share: float = 1.0) -> list[torch.Tensor]:
+    totals = [torch.ones_like(weight).detach() for weight in records._weights]
+    records.add_clipped(totals, [x], y, clip, share)
+    return [total - 1 for total in totals]
+
+
 @pytest.mark.parametrize("clip", [0.1, 1.0, 100.0])
 @pytest.mark.parametrize("net", NETS)
 def test_clipped_sums_are_those_of_gradients_taken_one_by_one(net: str, clip: float) -> None:
@@ -85,7 +91,7 @@ def test_clipped_sums_are_those_of_gradients_taken_one_by_one(net: str, clip: fl
     x, y = batch(shape, net == "words")
     names, weights = zip(*module.named_parameters(), strict=True)
     records = Records(module, F.cross_entropy, names, weights)
-    sums = records.clipped_sum([x], y, clip)
+    sums = clipped(records, x, y, clip)
     assert (records._ghosts is not None) == short
     wanted = [torch.zeros_like(weight) for weight in weights]
     for i in range(len(x)):
@@ -93,8 +99,10 @@ def test_clipped_sums_are_those_of_gradients_taken_one_by_one(net: str, clip: fl
         norm = torch.sqrt(sum((g.square().sum() for g in grads), torch.zeros(())))
         for total, g in zip(wanted, grads, strict=True):
             total += g * min(1.0, clip / float(norm))
-    for got, want in zip(sums, wanted, strict=True):
+    shares = clipped(records, x[:4], y[:4], clip, 0.25), clipped(records, x[:4], y[:4], clip)  # fewer, in the same room
+    for got, want, quarter, four in zip(sums, wanted, *shares, strict=True):
         assert torch.allclose(got, want, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(4 * quarter, four, rtol=1e-6, atol=1e-9)
 
 
 def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
@@ -104,7 +112,7 @@ def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
     records = Records(module, F.cross_entropy, names, weights)
     wild = x.clone()
     wild[0] = torch.tensor([1e6, -1e6, 1e300, 0, float("inf"), float("nan")])
-    with_it, without = records.clipped_sum([wild], y, 0.5), records.clipped_sum([wild[1:]], y[1:], 0.5)
+    with_it, without = clipped(records, wild, y, 0.5), clipped(records, wild[1:], y[1:], 0.5)
     moved = torch.sqrt(sum(((a - b).square().sum() for a, b in zip(with_it, without, strict=True)), torch.zeros(())))
     assert float(moved) <= 0.5 + 1e-9
 
@@ -112,7 +120,7 @@ def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
 def test_noise_has_its_standard_deviation_and_draws_their_rate() -> None:
     work = LocalWork(lr=1.0, epochs=1, batch_size=20, dp=RecordDP(noise_multiplier=2.0, clip=3.0))
     protected = Protected()
-    noise = noisy_mean([torch.zeros(100_000), torch.zeros(7, 3)], work, protected)
+    noise = noise_of_mean([torch.zeros(100_000), torch.zeros(7, 3)], work, protected)
     assert float(noise[0].std()) == pytest.approx(2.0 * 3.0 / 20, rel=0.02)
     assert abs(float(noise[0].mean())) < 5 * 0.3 / 100_000**0.5 and noise[1].shape == (7, 3)
     ranks = noise[0].sort().values / 0.3

@@ -333,14 +333,17 @@ class TorchModel(Model):
         from hansa.adapters import torch_records
 
         assert work.dp is not None
+        assert work.batch_size is not None
         names, weights = list(network.trained), list(network.trained.values())
         records = torch_records.Records(network.module, ready(self.loss), names, weights)
         protected, descent = torch_records.Protected(), InPlaceDescent(work, names, weights, network.pulled, _beside)
         count = torch_records.steps(work, examples)
         for _ in range(count):
             rows = protected.chosen(examples, torch_records.rate(work, examples))
-            sums = records.clipped_sum(*source.take(rows), work.dp.clip) if len(rows) else records.nothing()
-            descent.step(torch_records.noisy_mean(sums, work, protected))
+            mean = torch_records.noise_of_mean(weights, work, protected)
+            if len(rows):
+                records.add_clipped(mean, *source.take(rows), work.dp.clip, 1 / work.batch_size)
+            descent.step(mean)
         return Fit(network.copy(), count)
 
     def evaluate(self, params: Tensors, data: Any) -> Metrics:

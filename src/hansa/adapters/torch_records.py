@@ -2,7 +2,7 @@
 
 For a dense layer, a convolution or an embedding the gradient of one record is a product of what went in (a) and of what
 came back (g), so its norm follows from a and g alone, and so does the clipped sum: no gradient of a single record is
-ever made, and one backward pass does both.
+ever made, and one backward pass does both. The sum is added to the noise where that lies, already scaled to the mean.
 
     dense, one position      ‖gᵢ aᵢᵀ‖² = ‖gᵢ‖²·‖aᵢ‖²                     Σᵢ cᵢ gᵢ aᵢᵀ = (c·G)ᵀ A
     T positions              Σ (A Aᵀ) ∘ (G Gᵀ), or the product itself where that is smaller
@@ -53,7 +53,7 @@ class Protected:
     def __init__(self, entropy: Entropy = secrets.token_bytes) -> None:
         self._stream = Cipher(algorithms.AES(entropy(16)), modes.CTR(bytes(16))).encryptor()
         # Pages that are fresh in every step cost more than what is computed in them.
-        self._zeros, self._raw, self._scratch = b"", np.empty(0, np.uint8), torch.empty(0)
+        self._zeros, self._raw, self._made = b"", np.empty(0, np.uint8), torch.empty(0)
 
     def _words(self, count: int) -> np.ndarray:
         size = 4 * count
@@ -67,16 +67,17 @@ class Protected:
         coins = self._words(2 * examples).view("<u8") >> np.uint64(11)
         return np.flatnonzero(coins < np.uint64(rate * (1 << 53)))
 
-    def normals(self, count: int) -> torch.Tensor:
-        """Standard normal deviates, float32 (Box and Muller 1958), in memory that the next ones will be in."""
+    def normals(self, count: int, deviation: float = 1.0) -> torch.Tensor:
+        """Normal deviates, float32 (Box and Muller 1958), in memory that the next ones will be in."""
         half = (count + 1) // 2
-        if len(self._scratch) != 4 * half:
-            self._scratch = torch.empty(4 * half)
-        words, out = self._scratch[: 2 * half], self._scratch[2 * half :]
-        np.copyto(words.numpy(), self._words(2 * half), casting="unsafe")
-        radius, angle = words[:half], words[half:]
-        radius.add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
-        angle.mul_(2.0**-32 * 2 * math.pi)
+        if len(self._made) != 4 * half:
+            self._made = torch.empty(4 * half)
+        words = torch.from_numpy(self._words(2 * half).view(np.int32))
+        words[:half] &= 0x7FFFFFFF  # signed, they become floats in a third of the time
+        numbers, out = self._made[: 2 * half].copy_(words), self._made[2 * half :]
+        radius, angle = numbers[:half], numbers[half:]
+        radius.add_(0.5).mul_(2.0**-31).log_().mul_(-2 * deviation**2).sqrt_()
+        angle.mul_(2.0**-31 * math.pi)
         torch.cos(angle, out=out[:half]).mul_(radius)
         torch.sin(angle, out=out[half:]).mul_(radius)
         return out[:count]
@@ -111,24 +112,25 @@ class Records:
         if self._ghosts is None:
             _say("record-level privacy makes every record's gradient, since some layer has no short way")
         self._checked = False
+        self._room = _Room()
 
-    def clipped_sum(self, inputs: Sequence[Any], targets: Any, clip: float) -> list[torch.Tensor]:
-        """The sum over records of gradients, each scaled to a norm of at most `clip`.
+    def add_clipped(
+        self, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float, share: float = 1.0
+    ) -> None:
+        """Adds the sum over records of gradients, each scaled to a norm of at most `clip`, and then by `share`.
 
         Args:
+          totals: one for each weight, of its shape and type; changed in place.
           inputs, targets: of a batch, records first.
           clip: above 0.
+          share: of the sum, as 1 / batch size.
         """
         if not self._checked:
             self._check_mean(inputs, targets)
-        if self._ghosts is not None and (sums := self._by_ghosts(inputs, targets, clip)) is not None:
-            return sums
+        if self._ghosts is not None and self._by_ghosts(totals, inputs, targets, clip, share):
+            return
         self._ghosts = None
-        return self._one_by_one(inputs, targets, clip)
-
-    def nothing(self) -> list[torch.Tensor]:
-        """The sum over no records."""
-        return [torch.zeros_like(weight) for weight in self._weights]
+        self._one_by_one(totals, inputs, targets, clip, share)
 
     # -- the short way
 
@@ -148,7 +150,10 @@ class Records:
             found += len(own)
         return owners if found == len(self._weights) else None  # a tied weight would be counted twice
 
-    def _by_ghosts(self, inputs: Sequence[Any], targets: Any, clip: float) -> list[torch.Tensor] | None:
+    def _by_ghosts(
+        self, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float, share: float
+    ) -> bool:
+        """Whether it could: nothing was added otherwise."""
         seen: dict[nn.Module, tuple[Any, Any]] = {}
         twice = False
 
@@ -165,40 +170,51 @@ class Records:
             for hook in hooks:
                 hook.remove()
         if twice or any(part not in seen for part in self._ghosts):
-            return None  # a layer used twice adds up before its norm is taken
+            return False  # a layer used twice adds up before its norm is taken
         backs = torch.autograd.grad(loss, [out for _, out in seen.values()])
-        layers = [_layer(part, a, g) for (part, (a, _)), g in zip(seen.items(), backs, strict=True)]
-        norms = sum(
-            (
-                layer.squares("weight" in self._ghosts[layer.part], "bias" in self._ghosts[layer.part])
-                for layer in layers
-            ),
-            torch.zeros(len(inputs[0])),
-        )
-        if (kept := torch.isfinite(norms)).logical_not().any():
-            return self._without(kept, inputs, targets, clip)
-        factors = _factors(norms, clip)
-        sums: list[Any] = [None] * len(self._weights)
-        for layer in layers:
-            for name, at in self._ghosts[layer.part].items():
-                sums[at] = layer.weight_sum(factors) if name == "weight" else layer.bias_sum(factors)
-        return sums
+        layers = [
+            (self._ghosts[part], self._layer(part, a, g)) for (part, (a, _)), g in zip(seen.items(), backs, strict=True)
+        ]
+        squares = functools.reduce(torch.add, (layer.squares("weight" in own, "bias" in own) for own, layer in layers))
+        kept = torch.isfinite(squares)
+        if not kept.all():
+            self._without(kept, totals, inputs, targets, clip, share)
+            return True
+        factors = _factors(squares, clip, share)
+        for own, layer in layers:
+            for name, at in own.items():
+                (layer.add_weight if name == "weight" else layer.add_bias)(totals[at], factors)
+        return True
 
-    def _without(self, kept: torch.Tensor, inputs: Sequence[Any], targets: Any, clip: float) -> list[torch.Tensor]:
-        """The sum without records whose gradient is not finite: they give nothing, rather than everything."""
-        if not kept.any():
-            return self.nothing()
-        y = tuple(t[kept] for t in targets) if isinstance(targets, tuple) else targets[kept]
-        return self.clipped_sum([x[kept] for x in inputs], y, clip)
+    def _layer(self, part: nn.Module, a: torch.Tensor, g: torch.Tensor) -> "_Dense":
+        kinds = {nn.Linear: _Dense, nn.Conv2d: _Convolution, nn.Embedding: _Embedding}
+        made: _Dense = kinds[type(part)](part, a, g, functools.partial(self._room.take, part))
+        return made
+
+    def _without(
+        self, kept: torch.Tensor, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float,
+        share: float,
+    ) -> None:  # fmt: skip
+        """Leaves out records whose gradient is not finite: they give nothing, rather than everything."""
+        if kept.any():
+            y = tuple(t[kept] for t in targets) if isinstance(targets, tuple) else targets[kept]
+            self.add_clipped(totals, [x[kept] for x in inputs], y, clip, share)
 
     # -- the long way
 
-    def _one_by_one(self, inputs: Sequence[Any], targets: Any, clip: float) -> list[torch.Tensor]:
+    def _one_by_one(
+        self, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float, share: float
+    ) -> None:
         try:
-            return self._stacked(inputs, targets, clip)
+            sums = self._stacked(inputs, targets, clip)
         except RuntimeError as error:  # recurrent layers and others that vmap does not know
             _say(f"record-level privacy takes one record after another: {str(error).splitlines()[0]}")
-        sums = self.nothing()
+            sums = self._in_turn(inputs, targets, clip)
+        for total, each in zip(totals, sums, strict=True):
+            total.add_(each, alpha=share)
+
+    def _in_turn(self, inputs: Sequence[Any], targets: Any, clip: float) -> list[torch.Tensor]:
+        sums = [torch.zeros_like(weight) for weight in self._weights]
         for i in range(len(inputs[0])):
             y = tuple(t[i : i + 1] for t in targets) if isinstance(targets, tuple) else targets[i : i + 1]
             loss = self._loss(self._module(*(x[i : i + 1] for x in inputs)), y)
@@ -224,11 +240,11 @@ class Records:
             piece = slice(at, at + _AT_ONCE)
             y = tuple(t[piece] for t in targets) if isinstance(targets, tuple) else targets[piece]
             grads = list(each(trained, tuple(x[piece] for x in inputs), y).values())
-            norms = sum((g.flatten(1).square().sum(1) for g in grads), torch.zeros(len(grads[0])))
-            if (kept := torch.isfinite(norms)).logical_not().any():
+            squares = functools.reduce(torch.add, (g.flatten(1).square().sum(1) for g in grads))
+            if (kept := torch.isfinite(squares)).logical_not().any():
                 grads = [g[kept] for g in grads]
-                norms = norms[kept]
-            factors = _factors(norms, clip)
+                squares = squares[kept]
+            factors = _factors(squares, clip)
             for total, g in zip(sums, grads, strict=True):
                 total += torch.tensordot(factors.to(g.dtype), g, 1)
         return sums
@@ -262,17 +278,17 @@ class Records:
             )
 
 
-def noisy_mean(sums: Sequence[torch.Tensor], work: LocalWork, protected: Protected) -> list[torch.Tensor]:
-    """The clipped sums, in place, with noise of standard deviation noise_multiplier·clip, over the expected batch."""
+def noise_of_mean(weights: Sequence[torch.Tensor], work: LocalWork, protected: Protected) -> list[torch.Tensor]:
+    """One tensor like each weight: noise of standard deviation noise_multiplier·clip over the expected batch.
+
+    They lie in memory that the next ones will be in.
+    """
     dp = work.dp
     assert dp is not None
     assert work.batch_size is not None
-    noise, at = protected.normals(sum(each.numel() for each in sums)), 0
-    for each in sums:
-        drawn = noise[at : at + each.numel()].reshape(each.shape).to(each.device, each.dtype)
-        each.add_(drawn, alpha=dp.noise_multiplier * dp.clip).div_(work.batch_size)
-        at += each.numel()
-    return list(sums)
+    sizes = [weight.numel() for weight in weights]
+    made = protected.normals(sum(sizes), dp.noise_multiplier * dp.clip / work.batch_size).split(sizes)
+    return [each.view(weight.shape).to(weight.device, weight.dtype) for each, weight in zip(made, weights, strict=True)]
 
 
 def steps(work: LocalWork, examples: int) -> int:
@@ -293,16 +309,33 @@ def _say(what: str) -> None:
     log.warning(what)
 
 
-def _factors(squares: torch.Tensor, clip: float) -> torch.Tensor:
-    return (clip / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)
+def _factors(squares: torch.Tensor, clip: float, share: float = 1.0) -> torch.Tensor:
+    return (clip / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0).mul_(share)
+
+
+class _Room:
+    """Memory for what is large and made anew in every step: fresh pages cost more than what is written to them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, torch.Tensor] = {}
+
+    def take(self, part: nn.Module, what: Any, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """A tensor of this shape, with whatever is in it, until the same part asks for the same again."""
+        size, key = math.prod(shape), (part, what)
+        if key not in self._kept or self._kept[key].numel() < size:
+            self._kept[key] = torch.empty(size + size // 4, dtype=like.dtype, device=like.device)
+        return self._kept[key][:size].view(*shape)
+
+
+Take = Callable[[Any, Sequence[int], torch.Tensor], torch.Tensor]  # of one part: what, shape, like
 
 
 class _Dense:
     """A layer of products at one or several positions: a (B, T, I), g (B, T, O)."""
 
-    def __init__(self, part: nn.Module, a: torch.Tensor, g: torch.Tensor) -> None:
-        self.part = part
+    def __init__(self, part: nn.Module, a: torch.Tensor, g: torch.Tensor, room: Take, piece: int = 0) -> None:
         self.a, self.g = a.reshape(len(a), -1, a.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
+        self._room, self._piece = room, piece
         self._each: torch.Tensor | None = None
 
     def squares(self, weight: bool, bias: bool) -> torch.Tensor:
@@ -311,74 +344,82 @@ class _Dense:
         positions = a.shape[1]
         if positions == 1:  # the bias's input is 1
             return _squares(g) * ((_squares(a) if weight else 0.0) + float(bias))
-        total = _squares(g.sum(1)) if bias else torch.zeros(len(g))
+        total = _squares(g.sum(1)) if bias else g.new_zeros(len(g))
         if not weight:
             return total
         if 2 * positions * (a.shape[2] + g.shape[2]) < a.shape[2] * g.shape[2]:  # else it fits into twice their memory
             return total + (torch.bmm(a, a.mT) * torch.bmm(g, g.mT)).sum((1, 2))
-        self._each = torch.bmm(g.mT, a)
+        self._each = self._room(("each", self._piece), (len(a), g.shape[2], a.shape[2]), g)
+        torch.bmm(g.mT, a, out=self._each)
         return total + _squares(self._each)
 
-    def weight_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """The scaled sum of gradients of the weight."""
+    def add_weight(self, total: torch.Tensor, factors: torch.Tensor) -> None:
+        """Adds the scaled sum of gradients of the weight."""
         factors = factors.to(self.g.dtype)
         if self._each is not None:
-            return (factors @ self._each.flatten(1)).view(self._each.shape[1:])
-        scaled = self.g * factors[:, None, None]
-        return scaled.flatten(0, 1).t() @ self.a.flatten(0, 1)
+            total.view(-1).addmv_(self._each.flatten(1).t(), factors)
+        else:
+            scaled = self.g * factors[:, None, None]
+            total.addmm_(scaled.flatten(0, 1).t(), self.a.flatten(0, 1))
 
-    def bias_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """The scaled sum of gradients of the bias."""
-        return factors.to(self.g.dtype) @ (self.g[:, 0] if self.g.shape[1] == 1 else self.g.sum(1))
+    def add_bias(self, total: torch.Tensor, factors: torch.Tensor) -> None:
+        """Adds the scaled sum of gradients of the bias."""
+        g = self.g[:, 0] if self.g.shape[1] == 1 else self.g.sum(1)
+        total.addmv_(g.t(), factors.to(g.dtype))
 
 
 class _Convolution(_Dense):
     """Windows of an image as positions; groups one after another."""
 
-    def __init__(self, part: nn.Conv2d, a: torch.Tensor, g: torch.Tensor) -> None:
-        self._pieces = [
-            _Dense(part, _windows(x, part, g.shape[2:]), y.flatten(2).mT)
-            for x, y in zip(a.chunk(part.groups, 1), g.chunk(part.groups, 1), strict=True)
-        ]
-        self.part = part
+    def __init__(self, part: nn.Conv2d, a: torch.Tensor, g: torch.Tensor, room: Take) -> None:
+        groups = zip(a.chunk(part.groups, 1), g.chunk(part.groups, 1), strict=True)
+        self._pieces = []
+        for i, (x, y) in enumerate(groups):
+            windows = _windows(x, part, g.shape[2:], functools.partial(room, ("windows", i)))
+            self._pieces.append(_Dense(part, windows, y.flatten(2).mT, room, i))
 
     def squares(self, weight: bool, bias: bool) -> torch.Tensor:
-        return sum((piece.squares(weight, bias) for piece in self._pieces[1:]), self._pieces[0].squares(weight, bias))
+        return functools.reduce(torch.add, (piece.squares(weight, bias) for piece in self._pieces))
 
-    def weight_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        weight = self.part.weight
-        last = weight.permute(0, 2, 3, 1).shape  # the order of windows
-        return torch.cat([piece.weight_sum(factors) for piece in self._pieces]).view(last).permute(0, 3, 1, 2)
+    def add_weight(self, total: torch.Tensor, factors: torch.Tensor) -> None:
+        for rows, piece in zip(total.chunk(len(self._pieces)), self._pieces, strict=True):
+            last = rows.permute(0, 2, 3, 1)  # the order of windows
+            summed = torch.zeros(len(rows), last[0].numel(), dtype=rows.dtype, device=rows.device)
+            piece.add_weight(summed, factors)
+            last += summed.view(last.shape)
 
-    def bias_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        return torch.cat([piece.bias_sum(factors) for piece in self._pieces])
+    def add_bias(self, total: torch.Tensor, factors: torch.Tensor) -> None:
+        for rows, piece in zip(total.chunk(len(self._pieces)), self._pieces, strict=True):
+            piece.add_bias(rows, factors)
 
 
-def _windows(a: torch.Tensor, part: nn.Conv2d, size: torch.Size) -> torch.Tensor:
+def _windows(
+    a: torch.Tensor, part: nn.Conv2d, size: torch.Size, room: Callable[[Sequence[int], torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """What each position of a convolution sees: (B, positions, height·width·channels).
 
     With channels last a window is a few long runs: copied in less than half the time of `unfold`, which takes one
     record and one offset after another.
     """
     (high, wide), (down, right), (tall, broad) = part.padding, part.stride, part.dilation
-    a = functional.pad(a, (wide, wide, high, high)).permute(0, 2, 3, 1).contiguous()
+    if high or wide:
+        a = functional.pad(a, (wide, wide, high, high))
+    a = a.permute(0, 2, 3, 1).contiguous()
     record, row, column, channel = a.stride()
     shape = (len(a), *size, *part.kernel_size, a.shape[-1])
     strides = (record, down * row, right * column, tall * row, broad * column, channel)
-    return a.as_strided(shape, strides).reshape(len(a), size[0] * size[1], -1)
+    return room(shape, a).copy_(a.as_strided(shape, strides)).view(len(a), size[0] * size[1], -1)
 
 
 def _squares(each: torch.Tensor) -> torch.Tensor:
     """Squared L2 norm of each record's numbers."""
-    flat = each.flatten(1)
-    return torch.linalg.vecdot(flat, flat)
+    return torch.linalg.vector_norm(each.flatten(1), dim=1).square_()  # in one pass, unlike a product and its sum
 
 
 class _Embedding(_Dense):
     """Rows of a table: two positions meet where their index is the same."""
 
-    def __init__(self, part: nn.Embedding, a: torch.Tensor, g: torch.Tensor) -> None:
-        self.part = part
+    def __init__(self, part: nn.Embedding, a: torch.Tensor, g: torch.Tensor, room: Take) -> None:
         self.a, self.g = a.reshape(len(a), -1), g.reshape(len(g), -1, g.shape[-1])
         if part.padding_idx is not None:
             self.g = self.g * (self.a != part.padding_idx)[..., None]
@@ -387,12 +428,6 @@ class _Embedding(_Dense):
         same = self.a[:, :, None] == self.a[:, None, :]
         return (torch.bmm(self.g, self.g.mT) * same).sum((1, 2))
 
-    def weight_sum(self, factors: torch.Tensor) -> torch.Tensor:
+    def add_weight(self, total: torch.Tensor, factors: torch.Tensor) -> None:
         scaled = (self.g * factors.to(self.g.dtype)[:, None, None]).flatten(0, 1)
-        return torch.zeros_like(self.part.weight).index_add_(0, self.a.flatten(), scaled)
-
-
-def _layer(part: nn.Module, a: torch.Tensor, g: torch.Tensor) -> _Dense:
-    kinds = {nn.Linear: _Dense, nn.Conv2d: _Convolution, nn.Embedding: _Embedding}
-    made: _Dense = kinds[type(part)](part, a, g)
-    return made
+        total.index_add_(0, self.a.flatten(), scaled)
