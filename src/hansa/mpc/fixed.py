@@ -83,6 +83,10 @@ class Fixed:
 
     def _settle(self) -> None:
         assert self._share is not None
+        if (origin := self.cached.pop("of", None)) is not None:
+            whole, places = origin
+            self._share, self._summands, self.bits = whole.share().map(places), False, self.home
+            return
         protocol, share, shift = self.engine.protocol, self._share, self.bits - self.home
         if shift < 0:
             share = share.times(1 << -shift)
@@ -110,6 +114,13 @@ class Fixed:
             return Fixed(self.engine, None, self.bits, self.home, public=linear(self._public))
         assert self._share is not None
         return Fixed(self.engine, self._share.map(linear), self.bits, self.home, summands=self._summands)
+
+    def view(self, places: Callable[[torch.Tensor], torch.Tensor]) -> "Fixed":
+        """The same numbers at other places: a weight and its transpose wait for one truncation, not two."""
+        made = self.map(places)
+        if self._public is None and (self._summands or self.bits != self.home) and made.shape.numel() >= self.shape.numel():
+            made.cached["of"] = self, places
+        return made
 
     def join(self, others: Sequence["Fixed"], linear: Callable[[list[torch.Tensor]], torch.Tensor]) -> "Fixed":
         """A linear function of several numbers: concatenation, stacking."""
@@ -228,6 +239,8 @@ class Fixed:
 
     def _times(self, factor: float, home: int) -> "Fixed":
         """The product with one public number, by the same rules, without tensors."""
+        if factor == 1 and home == self.home:
+            return self
         if factor.is_integer() and abs(factor) < _WHOLE:
             extra, code = 0, int(factor)
         else:

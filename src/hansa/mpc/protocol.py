@@ -46,11 +46,11 @@ class Share:
 
     def map(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> "Share":
         """A linear function of the secret that needs no message: a sum, a view, an index, a negation."""
-        return Share(tuple(linear(part) for part in self.parts), self.boolean)
+        return Share(tuple([linear(part) for part in self.parts]), self.boolean)
 
     def zip(self, other: "Share", linear: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> "Share":
         """A linear function of two secrets, part by part."""
-        return Share(tuple(linear(a, b) for a, b in zip(self.parts, other.parts, strict=True)), self.boolean)
+        return Share(tuple([linear(a, b) for a, b in zip(self.parts, other.parts, strict=True)]), self.boolean)
 
     def __add__(self, other: "Share") -> "Share":
         return self.zip(other, operator.add)
@@ -132,6 +132,10 @@ class Protocol(ABC):
     def summands(self, x: Share) -> Share:
         """A share as summands, without a message."""
         return Share(x.parts[:1])
+
+    def held(self, parts: tuple[Ring, ...]) -> Share:
+        """A number's share from its parts, as a file gives them."""
+        return Share(parts)
 
     def bilinear(self, x: Share, y: Share, op: Bilinear, shift: int = 0) -> Share:
         """`op(x, y)`, divided by 2^shift."""

@@ -90,22 +90,8 @@ class SecretTensor(torch.Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
-        if handler := _HANDLERS.get(func):
-            return handler(*args, **given)
-        if functional := _functional(func):
-            into = args[0]
-            if not isinstance(into, SecretTensor):
-                raise SecretError(
-                    f"'{func._schema.name.split('::')[1]}' would write a secret into a public tensor{_line()}: make it "
-                    "secret with session.share, or write the result to a new tensor."
-                )
-            return into.write(dispatch(functional, args, given).value)
-        if (decomposed := _decompositions().get(func)) is not None:
-            return decomposed(*args, **given)
-        if (decomposed := func.decompose(*args, **given)) is not NotImplemented:
-            return decomposed
-        raise _refusal(func)
+        handler = _HANDLERS.get(func) or _without_handler(func)
+        return handler(*args, **kwargs) if kwargs else handler(*args)
 
     def __repr__(self, **_: Any) -> str:
         return f"SecretTensor(shape={tuple(self.shape)}, dtype={str(self.dtype).removeprefix('torch.')})"
@@ -143,6 +129,31 @@ def dispatch(func: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
 
 
 @functools.cache
+def _without_handler(func: Any) -> Callable[..., Any]:
+    """How another operation runs: written back, decomposed, or not at all."""
+    if (functional := _functional(func)) is not None:
+        handler = _HANDLERS.get(functional) or _without_handler(functional)
+        return functools.partial(_write_back, func, handler)
+    decomposition: Callable[..., Any] | None = _decompositions().get(func)
+    return decomposition or functools.partial(_decomposed, func)
+
+
+def _write_back(func: Any, handler: Callable[..., Any], into: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(into, SecretTensor):
+        raise SecretError(
+            f"'{func._schema.name.split('::')[1]}' would write a secret into a public tensor{_line()}: make it "
+            "secret with session.share, or write the result to a new tensor."
+        )
+    return into.write(handler(into, *args, **kwargs).value)
+
+
+def _decomposed(func: Any, *args: Any, **kwargs: Any) -> Any:
+    result = func.decompose(*args, **kwargs)
+    if result is NotImplemented:
+        raise _refusal(func)
+    return result
+
+
 def _functional(func: Any) -> Any:
     """The operation that an in-place one writes back, as add for add_."""
     name = func._schema.name.split("::")[1]

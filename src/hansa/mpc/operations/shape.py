@@ -15,6 +15,8 @@ aten = torch.ops.aten
 
 
 def _part_by_part(operation: Any) -> None:
+    call = operation._op  # without torch's Python around it
+
     @handles(operation)
     def run(x: SecretTensor, *args: Any, **kwargs: Any) -> SecretTensor:
         if not isinstance(x, SecretTensor) or _any_secret(args):
@@ -23,7 +25,7 @@ def _part_by_part(operation: Any) -> None:
                 f"'{name}' takes public places: choose by a secret condition with torch.where, and by a secret index "
                 "with torch.nn.functional.embedding(index, table)."
             )
-        return secret(x.value.map(lambda part: operation(part, *args, **kwargs)), x.dtype)
+        return secret(x.value.map(lambda part: call(part, *args, **kwargs)), x.dtype)
 
 
 def _any_secret(args: Sequence[Any]) -> bool:

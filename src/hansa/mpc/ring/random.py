@@ -1,6 +1,7 @@
 """Ring elements from a key: AES-128 in counter mode, every word given out once.
 
 Two parties that hold the same key and ask for the same sizes in the same order draw the same values without a message.
+Small draws are cut from a block that is drawn at once: the cipher takes longer to be called than to fill them.
 """
 
 import math
@@ -13,6 +14,9 @@ from hansa.core.errors import ConfigError
 from hansa.mpc.ring.words import Words
 
 KEY_BYTES = 16
+_BLOCK = 1 << 14
+_SMALL = 1 << 12
+_ALIGNED = 16
 
 
 class Prg:
@@ -27,6 +31,7 @@ class Prg:
             raise ConfigError(f"a key of {len(key)} bytes: AES-128 takes {KEY_BYTES}.")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         self._zeros = memoryview(bytes(1 << 16))
+        self._block, self._used = np.empty(0, np.uint8), 0
 
     def draw(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """Uniform over all values of an integer dtype."""
@@ -40,6 +45,15 @@ class Prg:
         return self._bytes(words.nbytes).view(words.dtype).reshape(words.shape)
 
     def _bytes(self, size: int) -> np.ndarray:
+        if size > _SMALL:
+            return self._fresh(size)
+        at, end = self._used, self._used + size
+        if end > len(self._block):
+            self._block, at, end = self._fresh(_BLOCK), 0, size
+        self._used = end + -end % _ALIGNED
+        return self._block[at:end]
+
+    def _fresh(self, size: int) -> np.ndarray:
         if len(self._zeros) < size:
             self._zeros = memoryview(bytes(size))
         out = np.empty(size + 15, np.uint8)

@@ -40,6 +40,7 @@ _FRAME = struct.Struct("<BBHQ")  # kind, length of the tag, number of buffers, b
 _DATA, _BYE, _LOST = range(3)
 _SMALL = 1 << 16
 _PIECE = 1 << 20
+_AHEAD = 1 << 14  # what TLS gives at once, at most
 _LARGEST = 1 << 36
 _GRACE_S = 1.0  # how long a party that saw another one leave listens for who was lost before it
 _FAREWELL_S = 5.0
@@ -347,7 +348,7 @@ class _Out:
             raise self._error
         with self._lock:
             if size <= _SMALL and not self._pending:
-                self.socket.sendall(b"".join((head, *views)) if views else head)
+                _write(self.socket, b"".join((head, *views)))
                 return
             self._pending += 1
         if self._thread is None:
@@ -359,10 +360,10 @@ class _Out:
         while (job := self._queue.get()) is not None:
             head, views = job
             try:
-                self.socket.sendall(head)
+                _write(self.socket, head)
                 for view in views:
                     for at in range(0, len(view), _PIECE):
-                        self.socket.sendall(view[at : at + _PIECE])
+                        _write(self.socket, view[at : at + _PIECE])
             except OSError as error:
                 self._error = error
                 return
@@ -379,11 +380,12 @@ class _Out:
 
 
 class _In:
-    """A connection that this party reads."""
+    """A connection that this party reads, a small frame at once."""
 
     def __init__(self, link: ssl.SSLSocket) -> None:
         self.socket = link
         self.lock = threading.Lock()
+        self._ahead, self._at, self._end = memoryview(bytearray(_AHEAD)), 0, 0  # read and not taken: at to end
 
     def read(self, deadline_s: float) -> tuple[int, str, list[Buffer]]:
         with self.lock:
@@ -393,10 +395,10 @@ class _In:
         """The next frame: its kind, its tag, and its buffers; the lock is the caller's."""
         if self.socket.gettimeout() != deadline_s:
             self.socket.settimeout(deadline_s)
-        kind, named, count, size = _FRAME.unpack(_exactly(self.socket, _FRAME.size))
+        kind, named, count, size = _FRAME.unpack(self._take(_FRAME.size))
         if size > _LARGEST or size < named + 8 * count:
             raise ConnectionError("a frame that no party of ours sends")
-        whole = _exactly(self.socket, size)
+        whole = self._take(size)
         lengths = struct.unpack_from(f"<{count}Q", whole, named)
         at, buffers = named + 8 * count, list[Buffer]()
         for length in lengths:
@@ -405,6 +407,24 @@ class _In:
         if at != size:
             raise ConnectionError("a frame whose buffers do not fill it")
         return kind, bytes(whole[:named]).decode(), buffers
+
+    def _take(self, size: int) -> memoryview:
+        """So many bytes, in memory of their own."""
+        held = self._end - self._at
+        if size > _AHEAD:
+            view = np.empty(size, np.uint8).data  # not cleared first, as a bytearray would be
+            view[:held] = self._ahead[self._at : self._end]
+            self._at = self._end = 0
+            while held < size:
+                held += _read(self.socket, view[held:])
+            return view
+        if held < size:
+            self._ahead[:held] = bytes(self._ahead[self._at : self._end])
+            self._at, self._end = 0, held
+            while self._end < size:
+                self._end += _read(self.socket, self._ahead[self._end :])
+        at, self._at = self._at, self._at + size
+        return memoryview(bytearray(self._ahead[at : self._at]))
 
     def close(self) -> None:
         with suppress(OSError):
@@ -419,14 +439,25 @@ def _frame(kind: int, tag: str, views: Sequence[memoryview]) -> bytes:
 
 
 def _exactly(link: ssl.SSLSocket, size: int) -> memoryview:
-    view = np.empty(size, np.uint8).data  # not cleared first, as a bytearray would be
-    at = 0
+    view, at = memoryview(bytearray(size)), 0
     while at < size:
-        got = link.recv_into(view[at:])
-        if not got:
-            raise ConnectionResetError("the connection was closed")
-        at += got
+        at += _read(link, view[at:])
     return view
+
+
+def _read(link: ssl.SSLSocket, into: memoryview) -> int:
+    """Some bytes, and how many."""
+    got = link.recv_into(into)
+    if not got:
+        raise ConnectionResetError("the connection was closed")
+    return got
+
+
+def _write(link: ssl.SSLSocket, view: bytes | memoryview) -> None:
+    """All bytes; without what `sendall` does for each record of TLS."""
+    sent = link.send(view)
+    if sent < len(view):
+        link.sendall(memoryview(view)[sent:])
 
 
 def _tuned(raw: socket.socket) -> socket.socket:
