@@ -44,6 +44,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "stages.noise": ("Gaussian",),
     "stages.laplace": ("Laplace",),
     "stages.local_noise": ("LocalGaussian", "LocalLaplace"),
+    "stages.privunit": ("PrivUnit",),
     "stages.distributed_noise": ("DistributedGaussian", "DistributedSkellam"),
     "stages.correlated_noise": ("MatrixNoise", "TreeNoise"),
     "stages.sum": ("Sum",),
@@ -208,6 +209,7 @@ if TYPE_CHECKING:
     from hansa.stages.norm_bound import NormBound as NormBound
     from hansa.stages.pack import Pack as Pack
     from hansa.stages.powersgd import PowerSGD as PowerSGD
+    from hansa.stages.privunit import PrivUnit as PrivUnit
     from hansa.stages.quantise import Quantise as Quantise
     from hansa.stages.rotate import Rotate as Rotate
     from hansa.stages.secure_sum import SecureSum as SecureSum

@@ -51,9 +51,12 @@ MODELS, SERVER = "models", "server"
 LOCAL = "local "
 """Before the name of a mechanism whose noise protects a contribution seen alone."""
 
+PURE = LOCAL + "pure"
+"""A contribution seen alone under any mechanism of ε = 1/noise_multiplier, δ = 0: counted as randomised response."""
+
 _DISTRIBUTED = (DISCRETE_GAUSSIAN, SKELLAM)
 _DISCRETE = (*_DISTRIBUTED, *(LOCAL + name for name in _DISTRIBUTED))
-_KNOWN = ("gaussian", "laplace", LOCAL + "gaussian", LOCAL + "laplace", CORRELATED, *_DISCRETE)
+_KNOWN = ("gaussian", "laplace", LOCAL + "gaussian", LOCAL + "laplace", PURE, CORRELATED, *_DISCRETE)
 
 # Fewer than the library tries: each takes it a good while without replacement, and any choice of orders gives a bound.
 _FIXED_ORDERS = tuple(float(order) for order in (*range(2, 33), 40, 48, 64, 96, 128, 192, 256))
@@ -264,6 +267,8 @@ def _rdp(event: Event, replaced: bool, orders: tuple[float, ...]) -> np.ndarray:
     """Rényi divergences of one release at these orders; they add up over releases. Kept, since fixed sizes are dear."""
     if event.mechanism in _DISCRETE:
         return _rdp_discrete(event, replaced, orders)
+    if event.mechanism == PURE:
+        return _rdp_pure(1 / event.noise_multiplier, np.array(orders))
     dp = _library()
     if event.mechanism == "laplace" and event.sampling == "fixed":
         every = tuple(float(order) for order in range(2, int(max(orders)) + 1))
@@ -290,6 +295,17 @@ def _rdp_discrete(event: Event, replaced: bool, orders: tuple[float, ...]) -> np
         return divergences(mechanism, shares, orders, doubled=doubled)
     released = divergences(mechanism, shares, range(2, int(max(orders)) + 1), doubled=True)
     return without_replacement(released, event.rate, orders)
+
+
+def _rdp_pure(epsilon: float, orders: np.ndarray) -> np.ndarray:
+    """Of randomised response between two, which no other mechanism of this pure ε exceeds (Kairouz et al. 2015)."""
+    likely = -math.log1p(math.exp(-epsilon))
+    one, other = (
+        orders * likely + (1 - orders) * (likely - epsilon),
+        orders * (likely - epsilon) + (1 - orders) * likely,
+    )
+    found: np.ndarray = np.logaddexp(one, other) / (orders - 1)
+    return found
 
 
 def _as_rdp(dp: Any, event: Event, replaced: bool) -> Any:
@@ -327,19 +343,19 @@ def pld_epsilon(counts: Counter[Event], replaced: bool, delta: float, rough: flo
         return math.inf  # no distribution of many coordinates at once is known
     dp = _library()
     amplified = {event for event in counts if event.sampling == "poisson" and event.rate < 1 and not replaced}
-    laplace = {event for event in counts if event.mechanism.endswith("laplace")}
+    other = {event for event in counts if event.mechanism.endswith(("laplace", "pure"))}
     precision = sum(
         count / _multiplier(event, replaced) ** 2
         for event, count in counts.items()
-        if event not in amplified and event not in laplace
+        if event not in amplified and event not in other
     )
     sigma = precision**-0.5 if precision else math.inf
-    if not amplified and not laplace:
+    if not amplified and not other:
         # Gaussians alone are one Gaussian, whose curve has a closed form: Balle and Wang 2018, theorem 8, https://arxiv.org/abs/1805.06530
         return float(dp.get_epsilon_gaussian(sigma, delta))
     interval *= 1.0 if rough < 20 else rough
     every = []
-    for event in sorted(amplified | laplace, key=repr):
+    for event in sorted(amplified | other, key=repr):
         rate = event.rate if event in amplified else 1.0
         loss = _loss_of(event.mechanism, _multiplier(event, replaced), rate, interval)
         every.append(loss.self_compose(counts[event]))
@@ -352,6 +368,9 @@ def pld_epsilon(counts: Counter[Event], replaced: bool, delta: float, rough: flo
 def _loss_of(mechanism: str, multiplier: float, rate: float, interval: float) -> Any:
     """The privacy loss distribution of one release; to make it takes longer than to compose it a thousand times."""
     losses = _library().pld.privacy_loss_distribution
+    if mechanism == PURE:
+        bound = _library().pld.common.DifferentialPrivacyParameters(1 / multiplier, 0.0)
+        return losses.from_privacy_parameters(bound, interval)
     make = losses.from_laplace_mechanism if mechanism.endswith("laplace") else losses.from_gaussian_mechanism
     return make(multiplier, sampling_prob=rate, value_discretization_interval=interval)
 
