@@ -70,6 +70,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "algorithms.qfedavg": ("QFedAvg",),
     "algorithms.trees.settings": ("Boosting",),
     "algorithms.trees.horizontal": ("TreeModel", "TreeBagging", "HistogramModel", "TreeHistograms"),
+    "algorithms.trees.id3": ("DecisionTree", "Id3", "Id3Model"),
     "algorithms.trees.network": ("ClientTrees", "OwnTrees", "TreeGathering", "TreeNetwork"),
     "adapters.numpy": ("LinearModel", "LogisticModel", "MLPModel"),
     "adapters.torch": ("TorchModel",),
@@ -142,6 +143,7 @@ if TYPE_CHECKING:
         TreeHistograms as TreeHistograms,
         TreeModel as TreeModel,
     )
+    from hansa.algorithms.trees.id3 import DecisionTree as DecisionTree, Id3 as Id3, Id3Model as Id3Model
     from hansa.algorithms.trees.network import (
         ClientTrees as ClientTrees,
         OwnTrees as OwnTrees,
