@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from credit import credit
 from figures import figure
 from parties import play
 from sklearn.metrics import roc_auc_score
@@ -27,17 +28,15 @@ from hansa.vertical.boosting import EncryptedBoosting, predict
 from hansa.vertical.boosting.shared import SharedBoosting, predict_shared
 
 
-def credit(rows: int = 30_000, columns: int = 23, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns and labels of the shape of the UCI credit data."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, columns)) @ (np.eye(columns) + 0.1 * rng.normal(size=(columns, columns)))
-    chance = 1 / (1 + np.exp(1 - x[:, 0] * x[:, 20] - x @ rng.normal(size=columns) * 0.3))
-    return {f"c{place}": x[:, place] for place in range(columns)}, (rng.random(rows) < chance).astype(np.float64)
+def data() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns by name, of which two matter together, and labels."""
+    x, y = credit(together=1.0)
+    return {f"c{at}": column for at, column in enumerate(x.T)}, y
 
 
 def learn(mesh: Mesh, trees: int) -> Any:
     """Seconds and CPU seconds at the end of each tree, the prediction of the training rows, and megabytes sent."""
-    columns, labels = credit()
+    columns, labels = data()
     table = AlignedTable("all", columns).only([f"c{at}" for at in (range(13) if mesh.me == "bank" else range(13, 23))])
     ends = [(time.perf_counter(), time.process_time())]
     part = EncryptedBoosting(labels_at="bank", trees=trees).fit(
@@ -51,7 +50,7 @@ def learn(mesh: Mesh, trees: int) -> Any:
 def learn_on_shares(mesh: Mesh, trees: int) -> Any:
     """The same of a session of three."""
     torch.set_num_threads(1)
-    columns, labels = credit()
+    columns, labels = data()
     held = {"bank": [f"c{at}" for at in range(13)], "shop": [f"c{at}" for at in range(13, 23)]}
     table = AlignedTable("all", columns).only(held[mesh.me]) if mesh.me in held else None
     session = Session(mesh)
@@ -65,7 +64,7 @@ def learn_on_shares(mesh: Mesh, trees: int) -> Any:
 
 
 def shares(trees: int = 3) -> None:
-    columns, labels = credit()
+    columns, labels = data()
     began = time.perf_counter()
     pooled = fit(columns, labels, Boosting(trees=trees, depth=3, bins=8)).predict(columns)
     joined = (time.perf_counter() - began) / trees
@@ -81,7 +80,7 @@ def shares(trees: int = 3) -> None:
 
 
 def encrypted(trees: int = 4) -> None:
-    columns, labels = credit()
+    columns, labels = data()
     began = time.perf_counter()
     pooled = fit(columns, labels, Boosting(trees=trees)).predict(columns)
     joined = (time.perf_counter() - began) / trees

@@ -9,17 +9,15 @@ bytes at the sender, at this machine's rate of one core), for the step to aby3's
 """
 
 import argparse
-import multiprocessing
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from parties import play
+
+from hansa.core.runtime import Mesh
+
 NAMES = ("alice", "bob", "carol")
 COUNTS = {"transfers": 1 << 19, "products": 1 << 13, "ands": 1 << 18, "comparisons": 1 << 13, "truncations": 1 << 16}
 
@@ -65,58 +63,31 @@ def programs(session: Any, rows: int) -> dict[str, Callable[[], Any]]:
     }  # fmt: skip
 
 
-def party(at: int, folder: str, parties: Any, protocol: str, given: Any, pipe: Any) -> None:
-    """One process: every program, several times."""
+def act(mesh: Mesh, protocol: str, rows: int, repeats: int) -> dict[str, tuple[float, float, float]]:
+    """One party: every program, several times; the best by wall clock, with its CPU seconds and megabytes."""
     import torch
 
-    from hansa.mpc.session import connect
+    from hansa.mpc.session import Session
 
     torch.set_num_threads(1)
-    identity = Path(folder) / f"{NAMES[at]}.pem"
-    with connect(parties, identity=identity, program=__file__, protocol=protocol) as session:
-        for name, run in programs(session, given.rows).items():
+    found = {}
+    with Session(mesh, protocol) as session:
+        for name, run in programs(session, rows).items():
             run()
-            best = (float("inf"), 0.0, 0.0)
-            for _ in range(given.repeats):
-                sent, cpu, began = (
-                    sum(session.mesh.counters.sent_bytes.values()),
-                    time.process_time(),
-                    time.perf_counter(),
-                )
+            times = []
+            for _ in range(repeats):
+                sent, cpu, began = sum(mesh.counters.sent_bytes.values()), time.process_time(), time.perf_counter()
                 run()
                 wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-                best = min(best, (wall, cpu, (sum(session.mesh.counters.sent_bytes.values()) - sent) / 1e6))
-            pipe.send((name, *best))
-    pipe.send(None)
-
-
-def measured(folder: Path, protocol: str, count: int, given: Any) -> dict[str, tuple[float, float, float]]:
-    """Program to (seconds of the slower party, CPU seconds and megabytes of the busier one)."""
-    from tests.runtimes.test_mesh import free_ports
-
-    from hansa.runtimes.mesh import Parties, Party
-
-    names = NAMES[:count]
-    parties = Parties(tuple(Party(n, f"127.0.0.1:{p}") for n, p in zip(names, free_ports(count), strict=True)))
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in names]
-    children = [
-        context.Process(target=party, args=(at, str(folder), parties, protocol, given, pipes[at][1]), daemon=True)
-        for at in range(count)
-    ]
-    for child in children:
-        child.start()
-    for _, theirs in pipes:
-        theirs.close()
-    found = {}
-    try:
-        while all(lines := [mine.recv() for mine, _ in pipes]):
-            found[lines[0][0]] = tuple(max(line[column] for line in lines) for column in (1, 2, 3))
-    finally:
-        for child in children:
-            child.join(10)
-            child.kill()
+                times.append((wall, cpu, (sum(mesh.counters.sent_bytes.values()) - sent) / 1e6))
+            found[name] = min(times)
     return found
+
+
+def measured(protocol: str, count: int, given: argparse.Namespace) -> dict[str, tuple[float, ...]]:
+    """Program to (seconds of the slower party, CPU seconds and megabytes of the busier one)."""
+    ends = play(NAMES[:count], act, protocol, given.rows, given.repeats)
+    return {name: tuple(map(max, zip(*(end[name] for end in ends), strict=True))) for name in ends[0]}
 
 
 def aes_bytes_per_second() -> float:
@@ -138,15 +109,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    from hansa.app.enrol import Authority
-
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        authority = Authority.create(folder / "authority", "benchmark")
-        for name in NAMES:
-            authority.issue(name, "party", hosts=["127.0.0.1"]).rename(folder / f"{name}.pem")
-        two = measured(folder, "two_party", 2, given)
-        three = measured(folder, "aby3", 3, given)
+    two, three = measured("two_party", 2, given), measured("aby3", 3, given)
     ceiling = aes_bytes_per_second() / 80
     for name, count in COUNTS.items():
         wall, cpu, megabytes = two[name]

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 import boosting
-import numpy as np
 import psi
 import torch
+from credit import credit
 from figures import figure
 from parties import play
 from sklearn.linear_model import LogisticRegression
@@ -35,14 +35,6 @@ from hansa.core.runtime import Mesh
 from hansa.mpc.session import Session
 from hansa.vertical import AlignedTable, Glm
 from hansa.vertical.split import SplitLearning, pieces
-
-
-def credit(rows: int = 30_000, columns: int = 23, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and labels of the shape of the UCI credit data."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(rows, columns)) @ (np.eye(columns) + 0.1 * rng.normal(size=(columns, columns)))
-    chance = 1 / (1 + np.exp(1 - x @ rng.normal(size=columns) * 0.3))
-    return x, (rng.random(rows) < chance).astype(np.float64)
 
 
 def fit_glm(mesh: Mesh, protocol: str, settings: dict[str, Any]) -> Any:

@@ -149,7 +149,7 @@ def test_what_may_not_be_is_refused_on_both_sides() -> None:
     def curious(mesh: LocalMesh) -> Any:
         if mesh.me == "shop":
             return serve(mesh, added(mesh), people("shop"), "bank")
-        mesh.send("shop", "request", [b'{"ids": ["ann"], "salt": ""}'])
+        mesh.send("shop", "request", [b'[["ann"], ""]'])
         mesh.recv("shop", "known")
         return mesh.send("shop", "people", [b'["zoe"]'])
 

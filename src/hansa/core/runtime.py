@@ -243,4 +243,4 @@ class Mesh(ABC):
         """What every party says under `tag`, by name, this one's `content` among it; all parties call it together."""
         for peer in self.peers:
             self.send(peer, tag, [content])
-        return {self.me: content, **{peer: bytes(self.recv(peer, tag)[0]) for peer in self.peers}}
+        return {self.me: content, **{peer: b"".join(self.recv(peer, tag)) for peer in self.peers}}

@@ -70,7 +70,7 @@ def base_send(mesh: Mesh, peer: str, count: int, entropy: Entropy = secrets.toke
     secret = curve.PrivateKey(entropy(32))
     mine = secret.public_key.format()
     mesh.send(peer, "base", [mine])
-    raw = bytes(mesh.recv(peer, "base choices")[0])
+    raw = b"".join(mesh.recv(peer, "base choices"))
     if len(raw) != count * _POINT_BYTES:
         raise ProtocolError(f"'{peer}' sent {len(raw)} bytes for {count} base transfers: the programs differ.")
     minus = _point(_negated(mine), peer)
@@ -100,7 +100,7 @@ def base_receive(mesh: Mesh, peer: str, choices: np.ndarray, entropy: Entropy = 
       ProtocolError: the peer sent something that is no point of the curve.
     """
     curve = _curve()
-    theirs = bytes(mesh.recv(peer, "base")[0])
+    theirs = b"".join(mesh.recv(peer, "base"))
     point = _point(theirs, peer)
     made = []
     for choice in choices:
@@ -163,7 +163,7 @@ class MatrixSender:
     def matrix(self, count: int) -> np.ndarray:
         """Q = T₀ ⊕ (C & s) for the peer's next `count` code words: shape (count, width / 64), uint64. One message."""
         q = self._columns.draw(count)
-        (raw,) = self.mesh.recv(self.peer, "columns")
+        raw = b"".join(self.mesh.recv(self.peer, "columns"))
         if len(raw) != q.nbytes:
             raise ProtocolError(f"'{self.peer}' sent {len(raw)} bytes for {count} transfers: the programs differ.")
         q[self._bits] ^= np.frombuffer(raw, np.uint64).reshape(q.shape)[self._bits]

@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from hansa.core.errors import ConfigError, DataError, TensorMismatch
+from hansa.core.errors import ConfigError, DataError, ProtocolError, TensorMismatch
 from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
 from hansa.mpc import operations
@@ -34,13 +34,14 @@ from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_share
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.place import Place
 from hansa.mpc.progress import bar
-from hansa.mpc.protocol import Protocol, Share
+from hansa.mpc.protocol import Protocol
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Meter, Opened, Report
 from hansa.mpc.ring import FRACTION_BITS, decode, encode
 from hansa.mpc.secret import SecretTensor
 from hansa.runtimes.mesh import LocalMesh, Parties, TlsMesh
 from hansa.runtimes.mesh.local import together
+from hansa.runtimes.mesh.messages import heard, sized
 
 _log = logging.getLogger("hansa.mpc")
 _T = TypeVar("_T")
@@ -74,7 +75,7 @@ class Session:
         self.mesh, self.me = mesh, mesh.me
         self.names = tuple(sorted((mesh.me, *mesh.peers)))
         settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__]
-        self._agree("settings", json.dumps(settings).encode())
+        self.agree("settings", json.dumps(settings).encode())
         options = {} if protocol == "plain" else {"truncation": truncation}
         side = chosen(mesh, **options) if security == "semi-honest" else _checked(mesh, protocol, security, truncation)
         self.meter, self._report = Meter(side, mesh), report
@@ -83,7 +84,9 @@ class Session:
 
     # -- the two doors
 
-    def share(self, load: Any, owner: str, *, dtype: torch.dtype | None = None) -> SecretTensor:
+    def share(
+        self, load: Any, owner: str, *, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None
+    ) -> SecretTensor:
         """Shares what one party has.
 
         Args:
@@ -91,33 +94,35 @@ class Session:
             callable, or None.
           owner: its name.
           dtype: of the secret; that of the value if None, floats as float32.
+          shape: that the owner said it has; None takes any.
 
         Returns:
           A secret of the value's shape and dtype, which are public.
 
         Raises:
           DataError: a number is NaN, infinite, or beyond the fixed-point range.
+          ProtocolError: another party shares something of another shape, or nothing that can be read.
         """
         if owner not in self.names:
             raise ConfigError(f"owner='{owner}' is no party: choose one of {', '.join(self.names)}.")
         value = code = None
-        head = b""
         if owner == self.me:
             value = torch.as_tensor(load() if callable(load) else load)
             wanted = shared_dtype(dtype or (torch.float32 if value.is_floating_point() else value.dtype))
             bits = self._engine.bits if wanted.is_floating_point else 0
             code = encode(value, bits, f"the input of '{owner}', shape {tuple(value.shape)},")
-            head = json.dumps([list(value.shape), str(wanted).removeprefix("torch.")]).encode()
+            sizes, name = list(value.shape), str(wanted).removeprefix("torch.")
             for peer in self.mesh.peers:
-                self.mesh.send(peer, "shape", [head])
+                self.mesh.send(peer, "shape", [json.dumps([sizes, name]).encode()])
         else:
-            head = bytes(self.mesh.recv(owner, "shape")[0])
-        shape, name = json.loads(head)
+            sizes, name = heard(self.mesh, owner, "shape", tuple[list[int], str])
         if name not in DTYPES:
             raise DataError(f"'{owner}' shares a tensor of type {name}: use floats, integers or booleans.")
-        self.meter.shared.append(Opened((owner,), tuple(shape)))
+        if shape is not None and sizes != list(shape):
+            raise ProtocolError(f"'{owner}' shares a tensor of shape {tuple(sizes)}, and said {tuple(shape)}.")
+        self.meter.shared.append(Opened((owner,), tuple(sizes)))
         with self.meter.operation("share"):
-            share = self.meter.input(code, shape, owner)
+            share = self.meter.input(code, sizes, owner)
         bits = self._engine.bits if DTYPES[name].is_floating_point else 0
         return SecretTensor(Fixed(self._engine, share, bits, bits), DTYPES[name])
 
@@ -264,11 +269,11 @@ class Session:
                 f"{shown(url)} holds shares of '{header.protocol}' among {', '.join(header.parties)}, and this session "
                 f"is '{mine[0]}' among {', '.join(self.names)}: share the data again."
             )
-        self._agree("file of shares", header.digest(), f"give everybody its file of one sharing ({shown(url)})")
+        self.agree("file of shares", header.digest(), f"give everybody its file of one sharing ({shown(url)})")
         found = {}
         for name, entry in header.tensors.items():
             parts = tuple(torch.from_numpy(part.copy()) for part in file.parts[name])
-            share = Share(parts or (torch.zeros(entry.shape, dtype=torch.int64),))
+            share = self.meter.protocol.held(parts or (torch.zeros(entry.shape, dtype=torch.int64),))
             self.meter.shared.append(Opened(("a file",), tuple(entry.shape)))
             found[name] = SecretTensor(Fixed(self._engine, share, entry.bits, entry.bits), DTYPES[entry.dtype])
         return found, {name: entry.columns for name, entry in header.tensors.items()}
@@ -286,19 +291,28 @@ class Session:
         """
         return bar(steps, self.mesh.counters, description) if self.me == self.names[0] else steps
 
+    def agree(self, what: str, mine: bytes, remedy: str = "run the same program everywhere") -> None:
+        """Refuses to go on unless all parties give the same bytes, of which a hash is compared; all call it together.
+
+        Args:
+          what: these bytes are, for the error.
+          mine: this party's.
+          remedy: for the error.
+
+        Raises:
+          ConfigError: another party's differ; names it.
+        """
+        digest = hashlib.sha256(mine).digest()
+        for peer, theirs in self.mesh.exchange(what, digest).items():
+            if theirs != digest:
+                raise ConfigError(f"party '{peer}' has other {what}: {remedy}.")
+
     @property
     def generator(self) -> torch.Generator:
         """Random numbers that are public and alike at all parties, as for `DataLoader(shuffle=True, generator=…)`."""
         return self._engine.random
 
     # -- inside
-
-    def _agree(self, what: str, mine: bytes, remedy: str = "run the same program everywhere") -> None:
-        """Refuses to go on unless all parties have the same."""
-        digest = hashlib.sha256(mine).digest()
-        for peer, theirs in self.mesh.exchange(what, digest).items():
-            if theirs != digest:
-                raise ConfigError(f"party '{peer}' has other {what}: {remedy}.")
 
     def _common_seed(self) -> bytes:
         """Random bytes that all parties know, for what is public and must be alike."""
@@ -307,7 +321,7 @@ class Session:
             for peer in self.mesh.peers:
                 self.mesh.send(peer, "seed", [seed])
             return seed
-        return bytes(self.mesh.recv(self.names[0], "seed")[0])
+        return sized(self.mesh, self.names[0], "seed", 16)
 
     def close(self) -> None:
         """Ends the session together with the other parties."""

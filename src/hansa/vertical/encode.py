@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from hansa.core.errors import ConfigError, DataError, ProtocolError, require
 from hansa.core.runtime import Mesh
 from hansa.crypto import curve
+from hansa.runtimes.mesh.messages import named, sized, told
 from hansa.vertical.learns import Learns, statement
 from hansa.vertical.table import AlignedTable, Column
 
@@ -100,10 +101,10 @@ def agree_categories(
     own = sorted({value for value in _texts(values) if value is not None})
     require(len(own) <= most, f"'{column}' has {len(own)} categories, more than most={most}: raise it at all owners.")
     announce(statement(f"Categories of '{column}'", learns(owners)))
-    domain = _domain(mesh, owners, column, most)
+    counts, domain = _agreed(mesh, owners, column, most, len(own))
     order = np.argsort([secrets.randbits(64) for _ in own])  # an alphabetical order would say something
     shuffled = [own[at] for at in order]
-    tags = _blinded(mesh, owners, shuffled, domain, most)
+    tags = _blinded(mesh, owners, shuffled, domain, counts)
     rank = {tag: at for at, tag in enumerate(sorted(set().union(*tags.values())))}
     mine = dict(zip(shuffled, tags[mesh.me], strict=True))
     others = {name: set(tags[name]) for name in owners if name != mesh.me}
@@ -147,26 +148,23 @@ def _texts(values: Iterable[object]) -> list[str | None]:
     ]
 
 
-def _domain(mesh: Mesh, owners: Sequence[str], column: str, most: int) -> bytes:
-    """What makes this agreement's points others than any other's: randomness of all owners."""
+def _agreed(
+    mesh: Mesh, owners: Sequence[str], column: str, most: int, count: int
+) -> tuple[Mapping[str, int], bytes]:  # fmt: skip
+    """How many categories each owner enters, and what makes these points others than any other agreement's."""
     salt = secrets.token_hex(16)
-    content = json.dumps({"column": column, "most": most, "salt": salt}).encode()
-    for peer in mesh.peers:
-        mesh.send(peer, "categories", [content])
-    salts = {mesh.me: salt}
-    for peer in mesh.peers:
-        try:
-            told = json.loads(bytes(mesh.recv(peer, "categories")[0]))
-            theirs, salts[peer] = (told["column"], told["most"]), str(told["salt"])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ProtocolError(f"'{peer}' sent no terms of an agreement: {error!r}.") from None
-        if theirs != (column, most):
-            raise ConfigError(f"'{peer}' agrees on (column, most)={theirs}, '{mesh.me}' on {(column, most)}.")
-    return hashlib.sha256(json.dumps([column, most, [salts[name] for name in owners]]).encode()).digest()
+    said = told(mesh, "categories", [column, most, count, salt], tuple[str, int, int, str])
+    for peer, (*theirs, entered, _) in said.items():
+        if theirs != [column, most]:
+            raise ConfigError(f"'{peer}' agrees on [column, most]={theirs}, '{mesh.me}' on {[column, most]}.")
+        if entered > most:
+            raise ProtocolError(f"'{peer}' enters {entered} categories, more than the {most} that were agreed on.")
+    domain = hashlib.sha256(json.dumps([column, most, [said[name][3] for name in owners]]).encode()).digest()
+    return {name: said[name][2] for name in owners}, domain
 
 
 def _blinded(
-    mesh: Mesh, owners: Sequence[str], values: Sequence[str], domain: bytes, most: int
+    mesh: Mesh, owners: Sequence[str], values: Sequence[str], domain: bytes, counts: Mapping[str, int]
 ) -> dict[str, list[bytes]]:
     """For each owner the digests of its values under the keys of all, in the order that it chose."""
     key = _key()
@@ -176,31 +174,23 @@ def _blinded(
     points = curve.hash_and_multiply(hashed, _VALUE_BYTES, domain, key)
     for hop in range(1, len(owners)):
         mesh.send(after, f"points/{hop}", [points])
-        points = _points(mesh, before, hop, most)
-        points = curve.multiply(points, key)
+        points = sized(mesh, before, f"points/{hop}", counts[owners[place - hop]] * curve.POINT_BYTES)
+        with named(before):
+            points = curve.multiply(points, key)
     # What came last has been with all owners: it is the set of the owner after this one.
-    made = {after: _digests(points, domain)}
-    for peer in mesh.peers:
-        mesh.send(peer, "digests", [made[after]])
-    for peer in mesh.peers:
+    made: dict[str, list[bytes]] = {}
+    for peer, raw in mesh.exchange("digests", _digests(points, domain)).items():
         whose = owners[(owners.index(peer) + 1) % len(owners)]
-        made[whose] = bytes(mesh.recv(peer, "digests")[0])
-    if len(made[mesh.me]) != _TAG_BYTES * len(values) or any(len(each) > _TAG_BYTES * most for each in made.values()):
-        raise ProtocolError("an owner sent other digests than there are values: start again.")
-    return {name: [raw[at : at + _TAG_BYTES] for at in range(0, len(raw), _TAG_BYTES)] for name, raw in made.items()}
+        if len(raw) != _TAG_BYTES * counts[whose]:
+            raise ProtocolError(f"'{peer}' sent other digests than '{whose}' has values: it is broken or hostile.")
+        made[whose] = [raw[at : at + _TAG_BYTES] for at in range(0, len(raw), _TAG_BYTES)]
+    return made
 
 
 def _digests(points: bytes, domain: bytes) -> bytes:
     size = curve.POINT_BYTES
     each = (points[at : at + size] for at in range(0, len(points), size))
     return b"".join(hashlib.blake2b(point, key=domain, digest_size=_TAG_BYTES).digest() for point in each)
-
-
-def _points(mesh: Mesh, sender: str, hop: int, most: int) -> bytes:
-    points = bytes(mesh.recv(sender, f"points/{hop}")[0])
-    if len(points) > most * curve.POINT_BYTES:
-        raise ProtocolError(f"'{sender}' sent more than the {most} categories that were agreed on.")
-    return points
 
 
 def _key() -> bytes:

@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hansa.core.checkpoint import Buffer
 from hansa.core.errors import ConfigError, DataError, ProtocolError, require
 from hansa.core.runtime import Mesh
 from hansa.crypto.paillier import PrivateKey, PublicKey
 from hansa.mpc.session import Session
+from hansa.runtimes.mesh.messages import heard, named, parts, read, told
 from hansa.vertical.learns import Learns, statement
 from hansa.vertical.table import AlignedTable, Column
 
@@ -185,14 +187,14 @@ def correlation(
     # Integers, so that the products are exact: 2^60 at most, which the ring of 64 bits holds.
     whole = torch.from_numpy(np.rint(unit * _UNIT).astype(np.int64))
     mine = None if table is None else [list(table.names), constant.tolist(), len(table), table.alignment.hex()]
-    told = {owner: _told(session.mesh, owner, mine) for owner in session.names}
-    have = [owner for owner in session.names if told[owner] is not None and told[owner][0]]
+    said = told(session.mesh, "columns", mine, tuple[list[str], list[bool], int, str] | None)
+    have = [owner for owner in session.names if said[owner] is not None and said[owner][0]]
     require(bool(have), "no owner gave a column.")
     fault = "the tables are of different alignments: align again, and take the same rows everywhere."
-    require(len({tuple(told[owner][2:]) for owner in have}) == 1, fault)
-    names = [(owner, str(name)) for owner in have for name in told[owner][0]]
-    flat = np.array([bool(each) for owner in have for each in told[owner][1]])
-    shares = [session.share(whole if owner == session.me else None, owner=owner) for owner in have]
+    require(len({tuple(said[owner][2:]) for owner in have}) == 1, fault)
+    names = [(owner, name) for owner in have for name in said[owner][0]]
+    flat = np.array([each for owner in have for each in said[owner][1]])
+    shares = [session.share(whole, owner, shape=(said[owner][2], len(said[owner][0]))) for owner in have]
     joined = torch.cat(shares, 1)
     opened = session.reveal(joined.T @ joined, to)
     if opened is None:
@@ -217,14 +219,18 @@ def _as_label_owner(mesh: Mesh, owners: Sequence[str], labels: Column, to: str, 
     found: Relations = {}
     for owner in owners:
         columns: dict[str, Binned] = {}
-        for number in range(int(_whole(mesh.recv(owner, "columns")[0], owner, 1 << 20))):
+        for number in range(heard(mesh, owner, "columns", int)):
+            count = None
             if to != "features":
-                head, raw = mesh.recv(owner, f"sums/{number}")
+                head, raw = parts(mesh, owner, f"sums/{number}", 2)
                 totals, missing = _totals(head, owner, len(y))
-                sums = key.decrypt(key.public.from_bytes(raw, len(totals)))
+                count = len(totals)
+                with named(owner):
+                    sums = key.decrypt(key.public.from_bytes(raw, count))
                 columns[str(number)] = _checked(totals, sums, missing, owner)
             if to != "labels":
-                shown = key.decrypt(key.public.from_bytes(mesh.recv(owner, f"masked/{number}")[0]))
+                with named(owner):
+                    shown = key.decrypt(key.public.from_bytes(parts(mesh, owner, f"masked/{number}", 1)[0], count))
                 mesh.send(owner, f"opened/{number}", [json.dumps([str(each) for each in shown]).encode()])
         if columns:
             found[owner] = columns
@@ -232,11 +238,9 @@ def _as_label_owner(mesh: Mesh, owners: Sequence[str], labels: Column, to: str, 
 
 
 def _as_feature_owner(mesh: Mesh, label_owner: str, table: AlignedTable, to: str, bins: int, least: int) -> Relations:
-    numbers = [bytes(each) for each in mesh.recv(label_owner, "key")]
-    if len(numbers) != 2:
-        raise ProtocolError(f"'{label_owner}' sent no key.")
-    key = PublicKey.of(*numbers)
-    encrypted = key.from_bytes(mesh.recv(label_owner, "labels")[0], len(table))
+    with named(label_owner):
+        key = PublicKey.of(*map(bytes, parts(mesh, label_owner, "key", 2)))
+        encrypted = key.from_bytes(parts(mesh, label_owner, "labels", 1)[0], len(table))
     mesh.send(label_owner, "columns", [json.dumps(len(table.names)).encode()])
     columns: dict[str, Binned] = {}
     for number, name in enumerate(table.names):
@@ -254,7 +258,7 @@ def _as_feature_owner(mesh: Mesh, label_owner: str, table: AlignedTable, to: str
             masks = [secrets.randbits(_MASK_BITS) for _ in range(count)]
             masked = [key.add(each, mask) for each, mask in zip(sums, key.encrypt(masks), strict=True)]
             mesh.send(label_owner, f"masked/{number}", [key.to_bytes(masked)])
-            shown = _opened(mesh.recv(label_owner, f"opened/{number}")[0], label_owner, count)
+            shown = _opened(mesh, label_owner, f"opened/{number}", count)
             found = [each - mask for each, mask in zip(shown, masks, strict=True)]
             known = _checked(totals, found, missing, label_owner)
             columns[name] = Binned(known.totals, known.positives, edges, categories, missing)
@@ -323,62 +327,24 @@ def _bins_of(
 
 
 def _terms(mesh: Mesh, terms: dict[str, Any]) -> None:
-    for peer in mesh.peers:
-        mesh.send(peer, "terms", [json.dumps(terms).encode()])
-    for peer in mesh.peers:
-        theirs = _json(mesh.recv(peer, "terms")[0], peer)
+    for peer, theirs in told(mesh, "terms", terms, dict[str, Any]).items():
         if theirs != terms:
             raise ConfigError(f"'{peer}' states {theirs}, and '{mesh.me}' {terms}: they must be the same.")
 
 
-def _told(mesh: Mesh, owner: str, mine: Any) -> Any:
-    """What one party says to all."""
-    if owner == mesh.me:
-        for peer in mesh.peers:
-            mesh.send(peer, "columns", [json.dumps(mine).encode()])
-        return mine
-    told = _json(mesh.recv(owner, "columns")[0], owner)
-    if told is not None and not (isinstance(told, list) and [type(each) for each in told] == [list, list, int, str]):
-        raise ProtocolError(f"'{owner}' sent no names of columns.")
-    return told
+def _totals(raw: Buffer, sender: str, rows: int) -> tuple[NDArray[np.int64], bool]:
+    totals, missing = read(raw, sender, "bins", tuple[list[int], bool])
+    if sum(totals) != rows:
+        raise ProtocolError(f"'{sender}' sent no bins: their rows are not those of the table.")
+    return np.array(totals, np.int64), missing
 
 
-def _json(raw: Any, sender: str) -> Any:
-    try:
-        return json.loads(bytes(raw))
-    except ValueError as error:
-        raise ProtocolError(f"'{sender}' sent something else than terms: {error}.") from None
-
-
-def _whole(raw: Any, sender: str, most: int) -> int:
-    try:
-        value = json.loads(bytes(raw))
-        if type(value) is not int or not 0 <= value <= most:
-            raise ValueError(f"{value!r} is no count")
-    except ValueError as error:
-        raise ProtocolError(f"'{sender}' sent no number of columns: {error}.") from None
-    return value
-
-
-def _totals(raw: Any, sender: str, rows: int) -> tuple[NDArray[np.int64], bool]:
-    try:
-        totals, missing = json.loads(bytes(raw))
-        array = np.array(totals, np.int64)
-        if array.ndim != 1 or type(missing) is not bool or (array < 0).any() or array.sum() != rows:
-            raise ValueError("the rows of its bins are not those of the table")
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ProtocolError(f"'{sender}' sent no bins: {error}.") from None
-    return array, missing
-
-
-def _opened(raw: Any, sender: str, count: int) -> list[int]:
-    try:
-        found = [int(each) for each in json.loads(bytes(raw))]
-        if len(found) != count:
-            raise ValueError(f"{len(found)} of {count}")
-    except (ValueError, TypeError) as error:
-        raise ProtocolError(f"'{sender}' sent no opened sums: {error}.") from None
-    return found
+def _opened(mesh: Mesh, sender: str, tag: str, count: int) -> list[int]:
+    """Masked sums, which are too long for numbers of JSON."""
+    found = heard(mesh, sender, tag, list[str])
+    if len(found) != count or not all(each.isascii() and each.isdecimal() and len(each) < 40 for each in found):
+        raise ProtocolError(f"'{sender}' sent no opened sums of {count} bins.")
+    return [int(each) for each in found]
 
 
 def _checked(totals: NDArray[np.int64], sums: Sequence[int], missing: bool, sender: str) -> Binned:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hansa.core.errors import ConfigError, DataError, ProtocolError, Refused, Unreachable, require
 from hansa.core.runtime import Mesh
 from hansa.runtimes.mesh import TlsMesh
+from hansa.runtimes.mesh.messages import heard
 from hansa.vertical.learns import Learns
 from hansa.vertical.table import AlignedTable
 
@@ -133,7 +134,7 @@ class Asker:
         """Tells the other owners that nothing more will be asked."""
         if self._links is not None:
             for peer in self._links[0].peers:
-                self._links[0].send(peer, "request", [b"{}"])
+                self._links[0].send(peer, "request", [b"null"])
             self._leave()
 
     def _leave(self) -> None:
@@ -144,14 +145,13 @@ class Asker:
     def _together(self, mesh: Mesh, predict: Predict, ids: list[str]) -> list[Answer]:
         salt = secrets.token_hex(16)
         for peer in mesh.peers:
-            mesh.send(peer, "request", [json.dumps({"ids": ids, "salt": salt}).encode()])
+            mesh.send(peer, "request", [json.dumps([ids, salt]).encode()])
         unknown = {name: mesh.me for name, known in zip(ids, self._people.knows(ids), strict=True) if not known}
         refusal = ""
         for peer in mesh.peers:
-            told = _read(mesh.recv(peer, "known", self._deadline_s)[0], peer, dict)
-            refusal = refusal or str(told.get("refused", ""))
-            known = told.get("known", [])
-            if not refusal and (len(known) != len(ids) or not all(type(each) is bool for each in known)):
+            refused, known = heard(mesh, peer, "known", tuple[str, list[bool]], self._deadline_s)
+            refusal = refusal or refused
+            if not refusal and len(known) != len(ids):
                 raise ProtocolError(f"'{peer}' did not say of each of {len(ids)} people whether it knows them.")
             unknown |= {name: peer for name, here in zip(ids, known, strict=False) if not here}
         asked = [] if refusal else [name for name in ids if name not in unknown]
@@ -192,15 +192,12 @@ def serve(mesh: Mesh, predict: Predict, people: People, asker: str, *, most: int
     if asker not in mesh.peers:
         raise ConfigError(f"asker='{asker}' is no other party of this mesh: {', '.join(mesh.peers)}.")
     count = 0
-    while request := _read(mesh.recv(asker, "request")[0], asker, dict):
-        try:
-            ids, salt = [str(name) for name in request["ids"]], str(request["salt"])
-        except (KeyError, TypeError) as error:
-            raise ProtocolError(f"'{asker}' sent no request: {error!r}.") from None
+    while request := heard(mesh, asker, "request", tuple[list[str], str] | None):
+        ids, salt = request
         refused = f"'{mesh.me}' serves {most} people at once, not {len(ids)}." if len(ids) > most else ""
-        answer = {"refused": refused} if refused else {"known": people.knows(ids)}
+        answer = [refused, [] if refused else people.knows(ids)]
         mesh.send(asker, "known", [json.dumps(answer).encode()])
-        asked = [str(name) for name in _read(mesh.recv(asker, "people")[0], asker, list)]
+        asked = heard(mesh, asker, "people", list[str])
         if not set(asked) <= set(ids) or not all(people.knows(asked)):
             raise ProtocolError(f"'{asker}' names people whom '{mesh.me}' does not know, or who were not asked about.")
         _log.info("%d people predicted for '%s', %d asked about", len(asked), asker, len(ids))
@@ -220,13 +217,3 @@ def _values(outputs: Any, count: int) -> NDArray[Any]:
     if outputs is None or len(values) != count:
         raise ConfigError("the prediction gave the asker no output for each person: name it as the receiver.")
     return values
-
-
-def _read(raw: Any, sender: str, kind: type) -> Any:
-    try:
-        value = json.loads(bytes(raw))
-        if not isinstance(value, kind):
-            raise ValueError(f"it is no {kind.__name__}")
-    except ValueError as error:
-        raise ProtocolError(f"'{sender}' sent no message of this service: {error}.") from None
-    return value

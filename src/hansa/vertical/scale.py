@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hansa.core.errors import DataError, ProtocolError
+from hansa.core.errors import DataError
 from hansa.core.runtime import Mesh
 from hansa.mpc.session import Session
+from hansa.runtimes.mesh.messages import sized
 from hansa.vertical.learns import Learns
 from hansa.vertical.table import AlignedTable
 
@@ -71,7 +72,7 @@ def scalings(session: Session, table: AlignedTable | Mapping[str, NDArray[np.flo
       DataError: a column is infinite, too large, or missing at all owners.
     """
     names = sorted(table.names if isinstance(table, AlignedTable) else table)
-    session._agree("columns", repr(names).encode())
+    session.agree("columns", repr(names).encode())
     own = {name: np.asarray(table[name], np.float64) for name in names}
     own = {name: values[~np.isnan(values)] for name, values in own.items()}
     wild = [name for name, values in own.items() if len(values) and not np.abs(values).max() < _LARGEST]
@@ -116,7 +117,7 @@ def _extremes(session: Session, columns: Sequence[NDArray[np.float64]]) -> tuple
     """Minima and maxima over owners, of which only these are opened."""
     # Who has no number of a column enters one that is never the largest.
     own = np.array([[each.max() if len(each) else -_LARGEST for each in (-values, values)] for values in columns])
-    shared = [session.share(torch.from_numpy(own), owner=name) for name in session.names]
+    shared = [session.share(torch.from_numpy(own), name, shape=(len(columns), 2)) for name in session.names]
     opened = session.reveal(torch.stack(shared).amax(0)).double().numpy()
     return (-opened[:, 0]).tolist(), opened[:, 1].tolist()
 
@@ -130,7 +131,6 @@ def _bytes(numbers: Sequence[int]) -> bytes:
 
 
 def _numbers(mesh: Mesh, sender: str, tag: str, count: int) -> list[int]:
-    raw, size = bytes(mesh.recv(sender, tag)[0]), _BITS // 8
-    if len(raw) != size * count:
-        raise ProtocolError(f"'{sender}' sent {len(raw) // size} sums where {count} were expected.")
+    size = _BITS // 8
+    raw = sized(mesh, sender, tag, size * count)
     return [int.from_bytes(raw[at : at + size], "little") for at in range(0, len(raw), size)]

@@ -94,7 +94,7 @@ class TransferLearning:
         require(
             {self.source, self.target} <= set(session.names), f"the session lacks '{self.source}' or '{self.target}'."
         )
-        session._agree("settings of transfer learning", repr(self).encode())
+        session.agree("settings of transfer learning", repr(self).encode())
         announce(statement("Transfer learning", self.learns()))
         mine, whose = _given(self, session.me, shared, others, labels)
         self._aligned(session, shared)
@@ -143,7 +143,7 @@ class TransferLearning:
             return
         mine = shared.alignment + len(shared).to_bytes(8, "little")
         session.mesh.send(other, "alignment", [mine])
-        if bytes(session.mesh.recv(other, "alignment")[0]) != mine:
+        if b"".join(session.mesh.recv(other, "alignment")) != mine:
             raise ConfigError(f"the table of '{other}' is of another alignment: align again, and take the same rows.")
 
 

@@ -27,6 +27,7 @@ from hansa.core.checkpoint import Buffer
 from hansa.core.errors import ProtocolError
 from hansa.core.runtime import Mesh
 from hansa.crypto.paillier import Packing
+from hansa.runtimes.mesh.messages import read
 
 _TAG = "boosting"
 
@@ -43,11 +44,8 @@ def hear(mesh: Mesh, sender: str, *expected: str) -> tuple[str, dict[str, Any], 
       ProtocolError: none of those expected.
     """
     head, *buffers = mesh.recv(sender, _TAG) or [b""]
-    try:
-        facts = json.loads(bytes(head))
-        what = facts.pop("what")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ProtocolError(f"'{sender}' sent no message of boosting.") from None
+    facts: dict[str, Any] = read(head, sender, "message of boosting", dict[str, Any])
+    what = facts.pop("what", None)
     if what not in expected:
         raise ProtocolError(f"'{sender}' sent '{what}' where {' or '.join(expected)} was expected.")
     return what, facts, buffers

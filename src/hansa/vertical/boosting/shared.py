@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 
 from hansa.algorithms.trees.columns import Choice, Grouping, Table
 from hansa.algorithms.trees.losses import Floats, loss_of, predictions
-from hansa.algorithms.trees.settings import Boosting
+from hansa.algorithms.trees.settings import MAX_DEPTH, Boosting
 from hansa.algorithms.trees.tree import Boosted, Split, Tree
 from hansa.core.errors import ConfigError, ProtocolError, require
 from hansa.mpc import functions
 from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session
+from hansa.runtimes.mesh.messages import heard, told
 from hansa.vertical.learns import Learns
 from hansa.vertical.table import AlignedTable
 
@@ -90,13 +91,11 @@ class SharedBoosting(Boosting):
         loss = None if labels is None else loss_of(self.loss, labels)
         rows = len(loss.labels) if loss is not None else None if binned is None else len(binned)
         sizes, rows = _meet(session, self, table, rows, len(choices))
-        y = session.share(None if loss is None else loss.labels, self.labels_at)
-        base = session.share(None if loss is None else loss.base(), self.labels_at)
-        sides = {
-            owner: session.share(_sides(binned, choices) if owner == session.me and binned else None, owner)
-            for owner, size in sizes.items() if size
-        }  # fmt: skip
-        left = torch.cat(list(sides.values()), 1)
+        y = session.share(None if loss is None else loss.labels, self.labels_at, shape=(rows,))
+        base = session.share(None if loss is None else loss.base(), self.labels_at, shape=(1,))
+        mine = None if binned is None else _sides(binned, choices)
+        sides = [session.share(mine, owner, shape=(rows, size)) for owner, size in sizes.items() if size]
+        left = torch.cat(sides, 1)
         margin = base.expand(rows)
         owners = (self.labels_at, *sorted(set(session.names) - {self.labels_at}))
         part = Boosted(self.loss, base=tuple(loss.base().tolist()) if loss else (), party=session.me, owners=owners)
@@ -158,15 +157,15 @@ def predict_shared(session: Session, part: Boosted, table: AlignedTable | None) 
         depth = (len(part.trees[0][0].leaves)).bit_length() - 1
     mine = any(tree.splits for round in part.trees for tree in round)
     sizes, rows = _meet(session, None, table, len(table) if table is not None and table.names else None, int(mine))
-    depth = int(_told(session, leader, depth))
+    depth = _told(session, leader, depth)
     nodes, trees = 2**depth - 1, [round[0] for round in part.trees]
     left: Any = 0
     for owner, size in sizes.items():
         if size:
             own = _answers(trees, table, nodes, rows) if owner == session.me else None
-            left = left + session.share(own, owner)
+            left = left + session.share(own, owner, shape=(len(trees), nodes, rows))
     values = np.array([[tree.leaves[nodes + at] for at in range(nodes + 1)] for tree in trees]) if part.base else None
-    leaves = session.share(values, leader)
+    leaves = session.share(values, leader, shape=(len(trees), nodes + 1))
     if isinstance(left, int):  # no tree splits: all rows go right
         left = session.share(np.zeros((len(trees), nodes, rows), np.int64) if part.base else None, leader)
     mask: Any = None
@@ -242,33 +241,26 @@ def _meet(
     digest = settings.digest().hex() if settings else ""
     alignment = None if table is None else table.alignment.hex()
     mine = {"settings": digest, "alignment": alignment, "rows": rows, "size": size}
-    told: dict[str, dict[str, Any]] = {session.me: mine}
-    for peer in session.mesh.peers:
-        session.mesh.send(peer, "boosting", [json.dumps(mine).encode()])
-    for peer in session.mesh.peers:
-        try:
-            facts = json.loads(bytes(session.mesh.recv(peer, "boosting")[0]))
-            told[peer] = {name: facts[name] for name in mine}
-        except (ValueError, KeyError, TypeError):
-            raise ProtocolError(f"'{peer}' sent no facts of its table.") from None
+    said = told(session.mesh, "boosting", list(mine.values()), tuple[str, str | None, int | None, int])
+    facts_of = {party: dict(zip(mine, values, strict=True)) for party, values in said.items()}
     for what in ("settings", "alignment", "rows"):
-        stated = {party: facts[what] for party, facts in told.items() if facts[what] is not None}
+        stated = {party: facts[what] for party, facts in facts_of.items() if facts[what] is not None}
         if len(set(stated.values())) != 1:
             raise ConfigError(f"the parties have not the same {what}: {stated}; give the same everywhere.")
-    count = next(facts["rows"] for facts in told.values() if facts["rows"] is not None)
+    count = next(facts["rows"] for facts in facts_of.values() if facts["rows"] is not None)
     require(type(count) is int and 0 < count <= _MOST_ROWS, f"{count} rows: at most {_MOST_ROWS} fit on shares.")
     if settings is not None:
-        require(any(facts["size"] for facts in told.values()), "no owner has a column that can be split.")
-    return {party: int(told[party]["size"]) for party in sorted(told)}, int(count)
+        require(any(facts["size"] for facts in facts_of.values()), "no owner has a column that can be split.")
+    return {party: facts_of[party]["size"] for party in sorted(facts_of)}, count
 
 
 def _told(session: Session, teller: str, value: int) -> int:
     """A public number of one party's."""
     if session.me == teller:
         for peer in session.mesh.peers:
-            session.mesh.send(peer, "boosting", [str(value).encode()])
+            session.mesh.send(peer, "boosting", [json.dumps(value).encode()])
         return value
-    raw = bytes(session.mesh.recv(teller, "boosting")[0])
-    if not raw.isdigit() or len(raw) > 2:
-        raise ProtocolError(f"'{teller}' sent no depth of its trees.")
-    return int(raw)
+    depth: int = heard(session.mesh, teller, "boosting", int)
+    if depth > MAX_DEPTH:
+        raise ProtocolError(f"'{teller}' says that its trees are {depth} levels deep, beyond {MAX_DEPTH}.")
+    return depth

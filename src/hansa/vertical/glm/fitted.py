@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from hansa.core.errors import ConfigError, DataError, require
 from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session
-from hansa.vertical.glm.meeting import Meeting, told
+from hansa.runtimes.mesh.messages import told
+from hansa.vertical.glm.meeting import Meeting
 from hansa.vertical.glm.part import Part
 from hansa.vertical.glm.solvers import mean_of
 from hansa.vertical.table import AlignedTable
@@ -96,12 +97,12 @@ class FittedGlm:
         shown = to if to is not None else self.label_owner
         mine = None if table is None or not self._has_part else self.scores(table)
         alignment = b"" if mine is None or table is None else table.alignment
-        owners, rows = _present(session, mine, alignment)
+        owners, rows, outputs = _present(session, mine, alignment)
         if not rows:
             return np.zeros((0,)) if session.me in (shown if not isinstance(shown, str) else (shown,)) else None
         total: torch.Tensor | None = None
         for owner in owners:
-            shared = session.share(mine, owner)
+            shared = session.share(mine, owner, shape=(rows, outputs))
             total = shared if total is None else total + shared
         absent = sorted(set(self.others) ^ set(others or {}))
         require(not absent, f"others={absent}: give the columns of exactly {sorted(self.others)}, as for the fit.")
@@ -132,16 +133,16 @@ class FittedGlm:
         return "\n".join(lines)
 
 
-def _present(session: Session, mine: NDArray[np.float64] | None, alignment: bytes) -> tuple[list[str], int]:
-    """Who has a part of the score, and of how many rows."""
-    head = [None if mine is None else len(mine), alignment.hex()]
-    heads = told(session, "rows", head)
+def _present(session: Session, mine: NDArray[np.float64] | None, alignment: bytes) -> tuple[list[str], int, int]:
+    """Who has a part of the score, and of how many rows and outputs."""
+    head = [*((None, 0) if mine is None else mine.shape), alignment.hex()]
+    heads = told(session.mesh, "rows", head, tuple[int | None, int, str])
     owners = [name for name in session.names if heads[name][0] is not None]
     if not owners:
         raise ConfigError("no party gave a table: each owner gives its columns of the rows to predict.")
     if any(heads[name] != heads[owners[0]] for name in owners):
         raise ConfigError(f"the tables of {owners} are of different rows: align them, and take the same rows.")
-    return owners, int(heads[owners[0]][0])
+    return owners, heads[owners[0]][0], heads[owners[0]][1]
 
 
 def opened(

@@ -11,7 +11,7 @@ from hansa.core.errors import ConfigError
 from hansa.mpc.files import place_of
 from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session
-from hansa.vertical.glm.meeting import told
+from hansa.runtimes.mesh.messages import told
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Kept:
     @classmethod
     def of(cls, session: Session, folder: Path | None, run: str) -> "Kept | None":
         """In a folder of its own for each kind of run; None if no party keeps anything."""
-        keeps = told(session, "keeps", folder is not None)
+        keeps = told(session.mesh, "keeps", folder is not None, bool)
         if len(set(keeps.values())) > 1:
             without = [name for name in session.names if not keeps[name]]
             raise ConfigError(f"the parties {without} gave no folder to keep shares in: all give one, or none does.")
@@ -34,7 +34,7 @@ class Kept:
         """The epochs that all parties have behind them, and the secret state after them."""
         folders = [path for path in self.folder.glob("epoch-*") if Path(place_of(str(path), self.session.me)).exists()]
         mine = [int(path.name.removeprefix("epoch-")) for path in folders]
-        common = set(mine).intersection(*told(self.session, "epochs", mine).values())
+        common = set(mine).intersection(*told(self.session.mesh, "epochs", mine, list[int]).values())
         if not common:
             return 0, None
         state = self.session.load(str(self.folder / f"epoch-{max(common)}"))

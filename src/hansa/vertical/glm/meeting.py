@@ -1,9 +1,7 @@
 """What the parties of a fit say before it: sizes alone."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 
 from hansa.core.errors import ConfigError, require
 from hansa.mpc.session import Session
+from hansa.runtimes.mesh.messages import told
 from hansa.vertical.glm.part import Part
 
 
@@ -31,7 +30,7 @@ class Meeting:
         width = 0 if mine.x is None else mine.x.shape[1]
         outputs = 0 if mine.y is None else mine.y.shape[1]
         head = [width, mine.rows, mine.alignment.hex(), outputs, mine.weight is not None]
-        heads = told(session, "columns", head)
+        heads = told(session.mesh, "columns", head, tuple[int, int, str, int, bool])
         owners = tuple(name for name in session.names if heads[name][0])
         labelled = [name for name in owners if heads[name][3]]
         if len(labelled) != 1:
@@ -79,9 +78,3 @@ class Meeting:
         beta = np.zeros((self.width, self.outputs))
         beta[self.place(self.label_owner).start] = start
         return beta
-
-
-def told(session: Session, what: str, mine: Any) -> dict[str, Any]:
-    """What every party says, by name, as plain values."""
-    told = session.mesh.exchange(what, json.dumps(mine).encode())
-    return {name: json.loads(content) for name, content in told.items()}

@@ -125,17 +125,23 @@ class Glm:
         Raises:
           ConfigError: tables of different alignments; no label, or two; no columns at all.
           DataError: text, missing values, constant columns, or labels that the family does not have.
+          ProtocolError: a party says what cannot be read, or shares something else than it said.
         """
         mine = Part.of(self, session.me, table, label, columns)
         given = dict(others or {})
         meeting = Meeting.hold(session, mine).joined_by(given)
-        x = torch.cat([given[name] if name in given else session.share(mine.x, name) for name in meeting.owners], 1)
-        y = session.share(mine.y, meeting.label_owner)
-        weight = session.share(mine.weight, meeting.label_owner) if meeting.weighted else None
+        parts = [
+            given[name] if name in given else session.share(mine.x, name, shape=(meeting.rows, count))
+            for name, count in zip(meeting.owners, meeting.counts, strict=True)
+        ]
+        x, of_labels = torch.cat(parts, 1), (meeting.rows, meeting.outputs)
+        y = session.share(mine.y, meeting.label_owner, shape=of_labels)
+        weight = session.share(mine.weight, meeting.label_owner, shape=(meeting.rows, 1)) if meeting.weighted else None
         kept = Kept.of(session, keep, f"{self!r} {meeting!r}")
         done, state = kept.newest() if kept is not None else (0, None)
         if state is None:
-            state = session.share(meeting.placed(mine.start), meeting.label_owner)
+            start = meeting.placed(mine.start)
+            state = session.share(start, meeting.label_owner, shape=(meeting.width, meeting.outputs))
         problem = Problem(self, meeting, x, y, weight)
         steps = newton if self.solver == "newton" else sgd
         for epoch, state in enumerate(steps(problem, state, done), start=done):  # noqa: B020

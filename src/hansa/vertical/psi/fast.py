@@ -13,11 +13,13 @@ is told: in which of its bins a key lay depends on the receiver's other keys and
 
 Security. Against semi-honest owners alone: a receiver that deviates may learn bits of s, and a sender may tell other
 values. Statistical: tags collide with probability below 2⁻⁴⁰ over all pairs, and two code words are nearer than 128
-with probability below 2⁻⁴⁰ over all that meet in a bin. Computational: 128 bits, as the transfers; H is BLAKE2b, taken
-as a random oracle, and the code is AES under keys of the session, taken as an ideal cipher.
+with probability below 2⁻⁴⁰ over all that meet in a bin. Computational: 128 bits, as the transfers. The code and H are
+made of AES under keys of the session, taken as ideal ciphers. H has to look random on rows of which 128 bits are
+unknown, whatever they differ in: a sum of ciphers keeps what is unknown of a row in 128 bits, up to chance, and the
+hash that follows is the transfers' own, whose bound falls with the number of values as theirs does.
 
-Source: Kolesnikov, Kumaresan, Rosulek and Trieu 2016, Efficient Batched Oblivious PRF with Applications to Private Set
-Intersection, https://eprint.iacr.org/2016/799
+Sources: Kolesnikov, Kumaresan, Rosulek and Trieu 2016, Efficient Batched Oblivious PRF with Applications to Private Set
+Intersection, https://eprint.iacr.org/2016/799; Guo, Katz, Wang and Yu 2020 (the hash), https://eprint.iacr.org/2019/074
 """
 
 import hashlib
@@ -35,6 +37,7 @@ from hansa.vertical.psi.tags import STATISTICAL_BITS, Match, Tags, ascending, me
 from hansa.vertical.psi.terms import Entropy, Progress, Session
 
 _DISTANCE = 128
+_PIECE = 1 << 13  # rows that are hashed at a time: they stay in the cache
 
 
 def intersect(
@@ -82,10 +85,14 @@ class Evaluation:
 
     def __call__(self, digests: NDArray[np.uint8], bins: NDArray[np.int64], which: int) -> Tags:
         """Of keys in bins, which are the `which`-th of each: shape (keys, size)."""
-        rows = codes(digests, which, self._salt, self._width)
-        rows &= self._secret
-        rows ^= self._rows[bins]
-        return values(rows, bins, self._salt, self._size)
+        made = np.empty((len(digests), self._size), np.uint8)
+        for at in range(0, len(digests), _PIECE):
+            piece = slice(at, at + _PIECE)
+            rows = codes(digests[piece], which, self._salt, self._width)
+            rows &= self._secret
+            rows ^= self._rows[bins[piece]]
+            made[piece] = values(rows, bins[piece], self._salt, self._size)
+        return made
 
 
 def evaluate_own(
@@ -108,7 +115,9 @@ def evaluate_own(
         bins = np.flatnonzero((table >= 0) & (table % HASHES == which))
         words[bins] = codes(digests[table[bins] // HASHES], which, session.salt, width)
     rows = MatrixReceiver(session.mesh, peer, width, entropy).matrix(words)
-    return values(rows, np.arange(len(table)), session.salt, size)
+    numbers = np.arange(len(rows))
+    pieces = [slice(at, at + _PIECE) for at in range(0, len(rows), _PIECE)]
+    return np.concatenate([values(rows[piece], numbers[piece], session.salt, size) for piece in pieces])
 
 
 def codes(digests: NDArray[np.uint8], which: int, salt: bytes, width: int) -> NDArray[np.uint64]:
@@ -120,15 +129,22 @@ def codes(digests: NDArray[np.uint8], which: int, salt: bytes, width: int) -> ND
 
 
 def values(rows: NDArray[np.uint64], bins: NDArray[np.int64], salt: bytes, size: int) -> Tags:
-    """BLAKE2b of rows and their bins: shape (rows, size)."""
-    start = hashlib.blake2b(digest_size=size, key=salt, person=b"hansa psi value")
-    whole = np.concatenate([rows, bins.astype(np.uint64)[:, None]], axis=1)
-    raw, step, made = whole.tobytes(), whole.shape[1] * 8, []
-    for at in range(0, len(raw), step):
-        state = start.copy()
-        state.update(raw[at : at + step])
-        made.append(state.digest())
-    return np.frombuffer(b"".join(made), np.uint8).reshape(-1, size)
+    """H of rows and their bins, in whole arrays: shape (rows, size), of 16 bytes at most.
+
+    A row's blocks x₀, x₁, … are first added up to one, z = Σ AESⱼ(xⱼ), each under a key of its own; then
+    H = π(π(z) ⊕ bin) ⊕ π(z), the hash of the transfers' pads, with AES under a further key as π.
+    """
+    mixed = np.zeros((len(rows), 2), np.uint64)
+    for at in range(0, rows.shape[1], 2):
+        block = np.zeros_like(mixed)
+        block[:, : rows.shape[1] - at] = rows[:, at : at + 2]
+        mixed ^= encrypted(_key(salt, b"value %d" % at), block.view(np.uint8))
+    key = _key(salt, b"value")
+    inner = encrypted(key, mixed.view(np.uint8))
+    tweaked = inner.copy()
+    tweaked[:, 0] ^= bins.astype(np.uint64)
+    inner ^= encrypted(key, tweaked.view(np.uint8))
+    return inner.view(np.uint8)[:, :size]
 
 
 def bin_seed(salt: bytes) -> bytes:

@@ -156,7 +156,10 @@ def coordinate(
     session = terms.agree(mesh, 0, entropy)
     buckets = bucket_count(max(session.sizes.values()), bucket_keys)
     sizes = {owner: bucket_size(size, buckets) for owner, size in session.sizes.items()}
-    for _ in bytes(mesh.recv(terms.owners[0], "psi left")[0]):
+    left = b"".join(mesh.recv(terms.owners[0], "psi left"))
+    if len(left) > buckets:
+        raise ProtocolError(f"'{terms.owners[0]}' has {len(left)} buckets left of {buckets}: it is broken or hostile.")
+    for _ in left:
         serve(session, sizes)
 
 

@@ -24,12 +24,18 @@ DIGEST_BYTES = 16
 _NAMED = 5  # how many row numbers an error shows
 
 
-STEPS: Mapping[str, Callable[[list[str]], list[str]]] = {
-    "strip": lambda texts: [text.strip() for text in texts],
-    "casefold": lambda texts: [text.casefold() for text in texts],
-    "nfkc": lambda texts: [text if text.isascii() else unicodedata.normalize("NFKC", text) for text in texts],
-    "digits": lambda texts: ["".join(each for each in text if each.isdecimal()) for text in texts],
-    "alnum": lambda texts: ["".join(each for each in text if each.isalnum()) for text in texts],
+STEPS: Mapping[str, Callable[[str], str]] = {
+    "strip": str.strip,
+    "casefold": str.casefold,
+    "nfkc": lambda text: text if text.isascii() else unicodedata.normalize("NFKC", text),
+    "digits": lambda text: "".join(each for each in text if each.isdecimal()),
+    "alnum": lambda text: "".join(each for each in text if each.isalnum()),
+}
+# What would change nothing in a whole column, of which all texts stand one after another, is not done to each of them.
+_IDLE: Mapping[str, Callable[[str], bool]] = {
+    "strip": lambda whole: [whole] == whole.split(None, 1),  # no white space at all
+    "casefold": lambda whole: whole.isascii() and whole.lower() == whole,
+    "nfkc": str.isascii,
 }
 
 
@@ -66,9 +72,11 @@ class Keys:
 
     def normal(self, texts: Sequence[str]) -> list[str]:
         """The texts, normalised."""
-        made = list(texts)
+        made, whole = list(texts), "".join(texts)
         for name in self.normalise:
-            made = STEPS[name](made)
+            if name not in _IDLE or not _IDLE[name](whole):
+                made = list(map(STEPS[name], made))
+                whole = "".join(made)
         return made
 
     def digests(self, table: Mapping[str, Any], salt: bytes, first: int = 0) -> NDArray[np.uint8]:
@@ -88,10 +96,10 @@ class Keys:
             raise ConfigError(f"the table has no columns {absent} for its key: it has {', '.join(table)}.")
         parts = [_encoded(name, self.normal(_texts(name, table[name], first)), first) for name in self.columns]
         whole = parts[0] if len(parts) == 1 else [_joined(row) for row in zip(*parts, strict=True)]
-        start = hashlib.blake2b(digest_size=DIGEST_BYTES, salt=salt, person=b"hansa psi keys")
+        fresh = hashlib.blake2b(digest_size=DIGEST_BYTES, salt=salt, person=b"hansa psi keys").copy
         made = bytearray()
         for each in whole:
-            state = start.copy()
+            state = fresh()
             state.update(each)
             made += state.digest()
         return np.frombuffer(made, np.uint8).reshape(-1, DIGEST_BYTES)

@@ -47,7 +47,7 @@ def intersect(
         progress(sum(sizes[owner] for owner in session.others))
     if session.mesh.me not in session.terms.learns:
         return None
-    (raw,) = session.mesh.recv(leader, "psi common")
+    raw = b"".join(session.mesh.recv(leader, "psi common"))
     if len(raw) % 16 or len(raw) > 16 * len(digests):
         raise ProtocolError(f"'{leader}' sent {len(raw)} bytes as common keys: it is broken or hostile.")
     tags = _tags(key, digests)

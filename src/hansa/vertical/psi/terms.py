@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
-from hansa.core.errors import ConfigError, PolicyError, ProtocolError, require
+from hansa.core.errors import ConfigError, PolicyError, require
 from hansa.core.runtime import Mesh
+from hansa.runtimes.mesh.messages import sized
 from hansa.vertical.learns import Learns, statement
 
 Entropy: TypeAlias = Callable[[int], bytes]
@@ -100,11 +101,11 @@ class Terms:
         for peer in others:
             mesh.send(peer, "psi terms", [b"".join(fields.values())])
         for peer in others:
-            _compare(peer, fields, bytes(mesh.recv(peer, "psi terms")[0]))
+            _compare(peer, fields, b"".join(mesh.recv(peer, "psi terms")))
         own = keys.to_bytes(8, "little") + entropy(32)
         for peer in others:
             mesh.send(peer, "psi sizes", [own])
-        said = {mesh.me: own, **{peer: bytes(mesh.recv(peer, "psi sizes")[0]) for peer in others}}
+        said = {mesh.me: own, **{peer: sized(mesh, peer, "psi sizes", len(own)) for peer in others}}
         sizes = {owner: int.from_bytes(said[owner][:8], "little") for owner in self.owners}
         for owner, size in sizes.items():
             if size > self.cap:
@@ -149,11 +150,7 @@ class Session:
 
     def receive(self, sender: str, tag: str, size: int) -> bytes:
         """So many bytes of one party; ProtocolError if there are more or fewer."""
-        buffers = self.mesh.recv(sender, tag)
-        if len(buffers) != 1 or len(buffers[0]) != size:
-            got = sum(map(len, buffers))
-            raise ProtocolError(f"'{sender}' sent {got} bytes as '{tag}' where {size} belong: it is broken or hostile.")
-        return bytes(buffers[0])
+        return sized(self.mesh, sender, tag, size)
 
 
 def ask(title: str, learns: Learns, accept: Accept) -> None:

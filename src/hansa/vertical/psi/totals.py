@@ -19,8 +19,7 @@ import decimal
 import hashlib
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -33,6 +32,7 @@ from hansa.core.ledger import Event
 from hansa.core.runtime import Mesh
 from hansa.core.sampling import Stream
 from hansa.privacy.discrete import Table
+from hansa.runtimes.mesh.messages import named, parts
 from hansa.vertical.learns import Learns
 from hansa.vertical.psi.audit import Audit, recorded
 from hansa.vertical.psi.ecdh import new_scalar, tags_of_other
@@ -180,7 +180,7 @@ def _sum_of_own(session: Session, tags: _TagsFor, values: list[int], least: int,
     if count < least:
         raise _too_few(count, least)
     raw = session.receive(session.peer, "psi total", key.public.size_bytes)
-    with _named(session.peer):
+    with named(session.peer):
         return Total(count, key.decrypt(key.public.from_bytes(raw, 1))[0] / 10**DECIMALS)
 
 
@@ -188,12 +188,10 @@ def _sum_of_others(session: Session, tags: _TagsFor, least: int, entropy: Entrop
     """The side of the owner without values: it finds what is shared, and adds under the other's key."""
     from hansa.crypto.paillier import PublicKey
 
-    parts = [bytes(each) for each in session.mesh.recv(session.peer, "psi key")]
-    if len(parts) != 2:
-        raise ProtocolError(f"'{session.peer}' sent no Paillier key: it is broken or hostile.")
+    numbers = map(bytes, parts(session.mesh, session.peer, "psi key", 2))
     size = session.sizes[session.peer]
-    with _named(session.peer):
-        public = PublicKey.of(*parts)
+    with named(session.peer):
+        public = PublicKey.of(*numbers)
         sealed = public.from_bytes(session.receive(session.peer, "psi values", size * public.size_bytes), size)
     theirs = tags(session.mesh.me)
     assert theirs is not None
@@ -205,15 +203,6 @@ def _sum_of_others(session: Session, tags: _TagsFor, least: int, entropy: Entrop
         total = public.add(total, sealed[at])
     session.mesh.send(session.peer, "psi total", [public.to_bytes(public.rerandomise([total], entropy))])
     return Total(len(theirs))
-
-
-@contextmanager
-def _named(peer: str) -> Iterator[None]:
-    """What `peer` sent under Paillier's scheme is read in here: a fault names it."""
-    try:
-        yield
-    except ProtocolError as error:
-        raise ProtocolError(f"'{peer}' is broken or hostile: {error}") from None
 
 
 def noise_bound(epsilon: float, delta: float) -> int:

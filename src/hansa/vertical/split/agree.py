@@ -1,10 +1,10 @@
 """Parties compare what must be the same before any data moves, and name what is not."""
 
-import json
 from typing import Any
 
 from hansa.core.errors import ConfigError, DataError, ProtocolError
 from hansa.core.runtime import Mesh
+from hansa.runtimes.mesh.messages import told
 from hansa.vertical.split.plan import SplitLearning
 
 
@@ -25,16 +25,8 @@ def agree(mesh: Mesh, plan: SplitLearning, facts: dict[str, Any], rows: int | No
       DataError: numbers of rows differ.
     """
     mine = {**plan.settings(), **facts}
-    peers = [name for name in plan.parties if name != mesh.me]
-    content = json.dumps({"facts": mine, "rows": rows}).encode()
-    for peer in peers:
-        mesh.send(peer, "settings", [content])
-    for peer in peers:
-        try:
-            told = json.loads(bytes(mesh.recv(peer, "settings")[0]))
-            theirs, count = dict(told["facts"]), told["rows"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ProtocolError(f"'{peer}' sent no settings: {error!r}.") from None
+    said = told(mesh, "settings", [mine, rows], tuple[dict[str, Any], int | None], plan.parties)
+    for peer, (theirs, count) in said.items():
         for name in sorted(set(mine) & set(theirs)):
             if mine[name] != theirs[name]:
                 raise ConfigError(
@@ -45,6 +37,6 @@ def agree(mesh: Mesh, plan: SplitLearning, facts: dict[str, Any], rows: int | No
             rows = count
         elif count is not None and count != rows:
             raise DataError(f"'{peer}' has {count} rows, and '{mesh.me}' or another {rows}: align the tables first.")
-    if not isinstance(rows, int) or rows < 0:
-        raise ProtocolError(f"no party stated how many rows there are, but {rows!r}.")
+    if rows is None:
+        raise ProtocolError("no party stated how many rows there are.")
     return rows

@@ -9,6 +9,7 @@ import torch
 
 from hansa.core.checkpoint import Buffer
 from hansa.core.errors import ProtocolError
+from hansa.runtimes.mesh.messages import read
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
@@ -32,14 +33,13 @@ def unpacked(buffers: Sequence[Buffer], sender: str, what: str, rows: int, shape
     Raises:
       ProtocolError: it is no tensor of this shape, or has numbers that are not finite.
     """
-    try:
-        head, data = buffers
-        name, given = json.loads(bytes(head))
-        dtype, sizes = _DTYPES[name], tuple(int(size) for size in given)
-        if min(sizes) < 0 or math.prod(sizes) * dtype.itemsize != len(data):
-            raise ValueError("its shape does not fill its bytes")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ProtocolError(f"'{sender}' sent no tensor as {what}: {error!r}.") from None
+    if len(buffers) != 2:
+        raise ProtocolError(f"'{sender}' sent no tensor as {what}, but {len(buffers)} parts.")
+    head, data = buffers
+    name, given = read(head, sender, what, tuple[str, list[int]])
+    dtype, sizes = _DTYPES.get(name), tuple(given)
+    if dtype is None or math.prod(sizes) * dtype.itemsize != len(data):
+        raise ProtocolError(f"'{sender}' sent no tensor as {what}: {name} of shape {sizes} in {len(data)} bytes.")
     wanted = (rows, *(sizes[1:] if shape is None else shape))
     if sizes != wanted:
         raise ProtocolError(f"'{sender}' sent {what} of shape {sizes}, not {wanted}: its half or its rows differ.")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from hansa.core.checkpoint import buffers, open_bytes
-from hansa.core.errors import ProtocolError, TensorMismatch, require
+from hansa.core.errors import CorruptFile, ProtocolError, TensorMismatch, require
 from hansa.core.runtime import Mesh
 from hansa.core.tensors import Tensors, mismatch
 from hansa.vertical.learns import Learns, statement
@@ -144,9 +144,13 @@ def _copied(halves: nn.Module) -> Tensors:
 
 
 def _receive(mesh: Mesh, sender: str, halves: nn.Module) -> None:
-    given, _ = open_bytes(b"".join(mesh.recv(sender, "halves")))
     try:
+        given, _ = open_bytes(b"".join(mesh.recv(sender, "halves")))
         mismatch(_copied(halves).shapes, given.shapes, f"what '{sender}' sent", dtypes=True)
+    except CorruptFile as error:
+        raise ProtocolError(f"'{sender}' sent no halves: {error}") from None
     except TensorMismatch as error:
         raise ProtocolError(f"{error} Give the same modules to every client.") from None
+    if wild := [name for name in given if not np.isfinite(given[name]).all()]:
+        raise ProtocolError(f"'{sender}' sent halves with numbers that are not finite, in {', '.join(wild)}.")
     halves.load_state_dict({name: torch.from_numpy(np.array(given[name])) for name in given})

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from hansa.core.checkpoint import dump, open_bytes
-from hansa.core.errors import CorruptFile, NotFound, ProtocolError, StateMismatch
+from hansa.core.errors import CorruptFile, NotFound, StateMismatch
 from hansa.core.runtime import Mesh
 from hansa.core.tensors import Tensors
 from hansa.crypto.private_file import write_atomically
+from hansa.runtimes.mesh.messages import told
 from hansa.vertical.split.plan import SplitLearning
 
 _KEPT = 2
@@ -56,27 +57,17 @@ class States:
           StateMismatch: checkpoints are of other settings, or none is held by all.
         """
         held = sorted(self._held())
-        common, whose = set(held), {mesh.me: held}
-        peers = [name for name in plan.parties if name != mesh.me]
-        for peer in peers:
-            mesh.send(peer, "checkpoints", [json.dumps(held).encode()])
-        for peer in peers:
-            try:
-                theirs = [
-                    (int(epoch), int(batch)) for epoch, batch in json.loads(bytes(mesh.recv(peer, "checkpoints")[0]))
-                ]
-            except (ValueError, TypeError) as error:
-                raise ProtocolError(f"'{peer}' sent no list of checkpoints: {error!r}.") from None
-            whose[peer] = theirs
-            common &= set(theirs)
+        said = told(mesh, "checkpoints", held, list[tuple[int, int]], plan.parties)
+        whose = {name: [(epoch, batch) for epoch, batch in keys] for name, keys in said.items()}
+        common = set(held).intersection(*whose.values())
         if not any(whose.values()):
             start = Position()
             self.commit(start, halves, optimiser, labels, plan, rows)
             return start, labels
         if not common:
-            told = "; ".join(f"{name} {keys or 'none'}" for name, keys in sorted(whose.items()))
+            listed = "; ".join(f"{name} {keys or 'none'}" for name, keys in sorted(whose.items()))
             raise StateMismatch(
-                f"no checkpoint (epoch, batch) is held by all: {told}. Give each its folder of this run, "
+                f"no checkpoint (epoch, batch) is held by all: {listed}. Give each its folder of this run, "
                 "or all empty ones."
             )
         return self._load(self._path(max(common)), plan, rows, halves, optimiser, labels)
