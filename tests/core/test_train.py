@@ -426,6 +426,20 @@ def test_clients_own_metrics_are_recorded_only_where_they_are_asked_for() -> Non
         job(evaluation=Evaluation(each=True)).check()
 
 
+def test_a_sample_of_clients_own_metrics_is_uniform_and_no_larger_than_asked_for() -> None:
+    kept = dict.fromkeys(CLIENTS, 0)
+    for seed in range(300):
+        outcome, _ = run(job(rounds=1, seed=seed, evaluation=Evaluation(workers=5, each=2)))
+        last = outcome.records[-1].each
+        assert len(last) == 2
+        for name in last:
+            kept[name] += 1
+    # 600 of 5: each 120 times, with a standard deviation of √(300·0.4·0.6) = 8.5
+    assert all(abs(count - 120) < 4.5 * 8.5 for count in kept.values()), kept
+    everybody = run(job(evaluation=Evaluation(workers=3, each=7)))[0].records[-1].each
+    assert len(everybody) == 3
+
+
 def test_an_evaluation_that_fails_is_noted_and_the_round_counts() -> None:
     def behave(task) -> str:
         return "gone" if task.kind == "evaluate" and task.version == 1 else "reply"

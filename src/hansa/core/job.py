@@ -37,7 +37,8 @@ class Evaluation:
       central: a callable (model, params) -> metrics, for anything else the server can measure.
       workers: how many clients evaluate on their own data, as a round through the same reducer; 0 for none,
         None for as many as are sampled for training.
-      each: whether the record names every evaluating client's own metrics; only where the reducer sees each anyway.
+      each: whether the record names every evaluating client's own metrics, or those of a uniform sample of so many;
+        only where the reducer sees each anyway.
       every: rounds between evaluations; the last round always has one.
       best: metric by which the best model is kept; None keeps the last alone.
       maximise: whether more of it is better.
@@ -46,7 +47,7 @@ class Evaluation:
     data: Dataset | Callable[[], Any] | None = None
     central: Callable[[Model, Tensors], Metrics | Mapping[str, float]] | None = None
     workers: int | None = 0
-    each: bool = False
+    each: bool | int = False
     every: int = 1
     best: str | None = None
     maximise: bool = False

@@ -147,7 +147,7 @@ class _Loop:
         self.job, self.session, self.store, self.observe = job, session, store, observe
         self.flying: dict[str, Task] = {}  # by task key: training tasks out, of this version and older ones
         self.backlog: list[Happening] = []  # what happened to them while a round of another kind was collected
-        self.late = 0
+        self.late, self.seen = 0, 0
         self.each: dict[str, dict[str, float]] = {}
         population = self._population()
         job.check(len(population))
@@ -380,11 +380,20 @@ class _Loop:
                 collecting.reject(Failure(reply.task, f"its update was rejected: {error}", error=error))
                 continue
             if self.job.evaluation.each and reply.task.kind == "evaluate":
-                self.each[reply.task.client] = _metrics(message)
+                self._keep(reply.task.client, _metrics(message))
             staleness = self.checkpoint.round - reply.task.version
             discount = self.job.algorithm.discount(staleness) if reply.task.kind == "train" else 1.0
             if isinstance(reason := server.send(Arrived(reply.task.client, collecting.leg, message, discount)), str):
                 collecting.reject(Failure(reply.task, f"its message was rejected: {reason}"))
+
+    def _keep(self, client: str, metrics: dict[str, float]) -> None:
+        """Of the clients' own metrics a uniform sample, in one pass (algorithm R, Vitter 1985)."""
+        most, self.seen = self.job.evaluation.each, self.seen + 1
+        if most is not True and self.seen > most:
+            if (place := Stream("each", self.job.seed, self.checkpoint.round, self.seen).below(self.seen)) >= most:
+                return
+            del self.each[list(self.each)[place]]
+        self.each[client] = metrics
 
     # -- evaluation
 
@@ -408,7 +417,7 @@ class _Loop:
         if how.workers != 0:
             asked = max(1, round(self.job.who.expected(len(population)))) if how.workers is None else how.workers
             try:
-                self.each = {}
+                self.each, self.seen = {}, 0
                 workers = self._ask("evaluate", after, population, attempt, asked)
             except _Void as void:
                 record = replace(record, dropped={**record.dropped, "evaluation": str(void)})
