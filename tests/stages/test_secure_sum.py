@@ -1,5 +1,6 @@
 """Secure sums without a network: exact or void whoever drops out, and a server that lies learns nothing."""
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -164,6 +165,32 @@ def test_drop_outs_at_every_leg_leave_the_sum_of_those_that_masked(leg: int, sha
     play = Play(bound(SecureSum(0.55), clients), clients, leaves)
     exact(play, play.run())
     assert len(play.counted) == clients - (len(leaves) if leg <= 2 else 0)
+
+
+@pytest.mark.parametrize("pattern", list(itertools.product((False, True), repeat=4)))
+def test_a_third_may_leave_in_any_legs_and_who_masked_is_in_the_sum(pattern: tuple[bool, ...]) -> None:
+    """Prepare (legs 0 and 1): who leaves is out; commit (2): who masked is in; finalize (3, 4): enough suffice."""
+    legs = [leg for leg, left in zip((0, 1, 2, 4), pattern, strict=True) if left]
+    leaves = {at: legs[at % len(legs)] for at in range(4)} if legs else {}
+    play = Play(bound(SecureSum(0.6), 12), 12, leaves)
+    exact(play, play.run())
+    assert play.counted == tuple(f"c{at:04}" for at in range(12) if leaves.get(at, 9) > 2)
+
+
+def test_traffic_beside_the_vectors_grows_with_the_square_of_the_cohort_and_with_neighbours_hardly_more_than_it() -> (
+    None
+):
+    def beside(reducer: SecureSum, clients: int) -> int:
+        play = Play(bound(reducer, clients), clients)
+        play.run()
+        return sum(message.size_bytes for sent in play.sent.values() for leg, message in enumerate(sent) if leg != 2)
+
+    sizes = (8, 16, 32)
+    whole = np.polyfit(np.log(sizes), np.log([beside(SecureSum(), n) for n in sizes]), 1)[0]
+    assert 1.6 < whole < 2.1
+    many = (200, 800, 3200)
+    links = [n * choose_graph(n, 0.05, 0.05).neighbours for n in many]
+    assert np.polyfit(np.log(many), np.log(links), 1)[0] < 1.3
 
 
 def test_neighbourhoods_and_groups_give_the_same_sum() -> None:
