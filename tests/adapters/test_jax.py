@@ -10,7 +10,7 @@ import jax.numpy as jnp  # noqa: E402
 from hansa.adapters.jax import JaxModel, cross_entropy, squared_error  # noqa: E402
 from hansa.adapters.numpy import LinearModel, MLPModel  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
-from hansa.core.errors import ConfigError, TensorMismatch  # noqa: E402
+from hansa.core.errors import ConfigError, DataError, TensorMismatch  # noqa: E402
 from hansa.core.job import canonical  # noqa: E402
 from hansa.core.model import LocalWork, Role, value  # noqa: E402
 from hansa.core.tensors import Tensors  # noqa: E402
@@ -136,6 +136,16 @@ def test_measures_are_added_up(data):
     metrics = model.evaluate(model.init(0), data)
     assert 53 / 3 <= metrics["certain"][0] <= 53 and metrics["certain"][1] == 53
     assert 1 / 3 <= value(fit(model, data).metrics)["certain"] <= 1
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_that_is_no_class_is_refused_in_training_and_evaluation(data, label):
+    model = JaxModel(make, apply, cross_entropy)
+    wrong = Dataset(x=data["x"], y=np.where(np.arange(53) == 7, label, data["y"]))
+    for use in (lambda: model.fit(model.init(0), wrong, WORK, np.random.default_rng(0)),
+                lambda: model.evaluate(model.init(0), wrong)):  # fmt: skip
+        with pytest.raises(DataError, match=f"'y' has classes {min(label, 0)} to {max(label, 2)}, but .* knows 0 to 2"):
+            use()
 
 
 def test_finish_gives_the_pytree(data):

@@ -82,6 +82,27 @@ def test_no_clients_at_a_time_is_refused():
         hansa.Local(cohort=0)
 
 
+def normed():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("net", "change", "message"),
+    [
+        (functools.partial(nn.Linear, 4, 3), {"y": np.full(11, 3)}, "c2: column 'y' has the label 3"),
+        (functools.partial(nn.Linear, 4, 3), {"y": np.full(11, -1)}, "c2: column 'y' has the label -1"),
+        (normed, {"x": np.ones((1, 4)), "y": np.zeros(1, int)}, "c2: batch norm cannot train on single examples"),
+        (normed, {"x": np.ones((0, 4)), "y": np.zeros(0, int)}, "c2: 'c2' has no examples"),
+    ],
+)
+@pytest.mark.parametrize("loop", ["plain", "replay", "cohort"])
+def test_one_clients_bad_data_names_it_in_every_loop(net, change, message, loop):
+    given = {client: clients().open(client) for client in clients().ids[:6]}
+    given["c2"] = Dataset(**{"x": given["c2"]["x"], "y": given["c2"]["y"]} | change)
+    with pytest.raises(TrainingFailed, match=message):
+        hansa.train(job(hansa.TorchModel(net, F.cross_entropy, loop=loop), hansa.FedAvg(WORK)), Clients.of(given))
+
+
 # -- in a pool of workers
 
 
@@ -91,9 +112,7 @@ def torch_job():
 
 
 def test_processes_train_their_stacks_to_the_bits_of_the_local_runtime():
-    local = hansa.train(torch_job(), clients(), runtime=hansa.Local(cohort=2))
-    for count in (1, 2):
-        found = hansa.train(torch_job(), clients(), runtime=hansa.Processes(count, cohort=2))
-        assert found.checkpoint.state == local.checkpoint.state, "SCAFFOLD's memory is kept as well"
-    alone = hansa.train(torch_job(), clients(), runtime=hansa.Processes(2, cohort=1)).checkpoint.state
-    assert all(np.allclose(alone[name], array, rtol=1e-5, atol=1e-6) for name, array in found.checkpoint.state.items())
+    local, alone = (hansa.train(torch_job(), clients(), runtime=hansa.Local(cohort=n)).checkpoint.state for n in (2, 1))
+    found = hansa.train(torch_job(), clients(), runtime=hansa.Processes(2, cohort=2)).checkpoint.state
+    assert found == local, "SCAFFOLD's memory is kept as well"
+    assert all(np.allclose(alone[name], array, rtol=1e-5, atol=1e-6) for name, array in found.items())

@@ -18,7 +18,7 @@ import numpy as np
 from hansa.adapters.descent import Descent, check_terms
 from hansa.adapters.measure import Measures, bounds
 from hansa.adapters.roles import assign, patterns
-from hansa.core.errors import ConfigError, MissingExtra
+from hansa.core.errors import ConfigError, DataError, MissingExtra
 from hansa.core.model import Fit, LocalWork, Metrics, Model, Role
 from hansa.core.tensors import EMPTY, Shapes, Tensors, mismatch
 
@@ -140,6 +140,7 @@ class JaxModel(Model):
         )
         plain = work.with_(correction=EMPTY, mask=EMPTY, epochs=None, steps=1)  # what decides the program
         moments = Descent(plain, {}, {}, {}).begin(trained)
+        self._check_labels(flat, _narrow(data["x"]), _narrow(data["y"]))
         x, y = _padded(data["x"]), _padded(data["y"])
         sums: Any = {name: jnp.zeros(()) for name in self.metrics}
         done = seen = 0
@@ -206,6 +207,20 @@ class JaxModel(Model):
             sums["accuracy"] = (outputs.argmax(axis=1) == targets).sum().astype(jnp.float32)
         return sums | {name: measure(outputs, targets).sum() for name, (measure, _) in self.measures.items()}
 
+    def _check_labels(self, flat: Mapping[str, Any], x: np.ndarray, y: np.ndarray) -> None:
+        """DataError for a label that is no class: JAX would read another class's score, or NaN, and say nothing."""
+        if self.loss is not cross_entropy or not len(y) or y.dtype.kind not in "iu":
+            return
+        row, known = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self._classes
+        if row not in known:
+            known[row] = int(jax.eval_shape(lambda p, one: self._outputs(p, one, None), flat, row).shape[-1])
+        if not 0 <= y.min() <= y.max() < known[row]:
+            raise DataError(f"'y' has classes {y.min()} to {y.max()}, but the model knows 0 to {known[row] - 1}.")
+
+    @cached_property
+    def _classes(self) -> dict[Any, int]:
+        return {}
+
     # -- evaluation
 
     def evaluate(self, params: Tensors, data: Any) -> Metrics:
@@ -213,6 +228,7 @@ class JaxModel(Model):
         mismatch(self.shapes(), params.shapes, "the parameters")
         flat = {name: jnp.asarray(np.asarray(params[name], np.float32)) for name in params}
         x, y = _narrow(data["x"]), _narrow(data["y"])
+        self._check_labels(flat, x, y)
         sums = dict.fromkeys(self.metrics, 0.0)
         for at in range(0, len(x), EVALUATION_BATCH):
             found = self._measured(flat, x[at : at + EVALUATION_BATCH], y[at : at + EVALUATION_BATCH])
