@@ -47,16 +47,18 @@ def questions(splits: Mapping[int, Split]) -> list[Any]:
     return sorted(asked)
 
 
-@pytest.mark.parametrize("loss", ["logistic", "squared"])
+@pytest.mark.parametrize("loss", ["logistic", "squared", "softmax"])
 def test_trees_on_shares_are_those_of_the_joined_table_up_to_rounding(loss: str) -> None:
     tables, labels = owners()
-    target = (labels > 0.5) * 1.0 if loss == "logistic" else labels
+    kinds = {"logistic": (labels > 0.5) * 1.0, "squared": labels, "softmax": np.digitize(labels, [0, 1]) * 1.0}
+    target = kinds[loss]
     parts = train(SharedBoosting(labels_at=BANK, loss=loss, **SMALL), tables, target)
     columns = {name: table[name] for table in tables.values() for name in table.names}
     whole = fit(columns, target, Boosting(loss=loss, **SMALL))
     for at, round in enumerate(whole.trees):
-        splits = {node: split for part, _, _ in parts for node, split in part.trees[at][0].splits.items()}
-        assert questions(splits) == questions(round[0].splits)
+        for output, tree in enumerate(round):
+            splits = {node: split for part, _, _ in parts for node, split in part.trees[at][output].splits.items()}
+            assert questions(splits) == questions(tree.splits)
     assert np.abs(parts[0][1] - whole.predict(columns)).max() < 0.01
     assert parts[1][1] is parts[2][1] is None
 
@@ -83,10 +85,26 @@ def test_what_gains_nothing_is_not_split() -> None:
     assert np.abs(parts[0][1] - 0.5).max() < 0.01
 
 
+@pytest.mark.parametrize("loss", ["logistic", "squared", "softmax"])
+def test_training_stops_where_the_loss_on_rows_kept_out_does_not_fall(loss: str) -> None:
+    tables, labels = owners()
+    kinds = {"logistic": labels > 0.5, "squared": labels, "softmax": np.digitize(labels, [0.5])}
+    target = np.asarray(kinds[loss], float)
+    early: dict[str, Any] = {"trees": 12, "depth": 2, "bins": 5, "learning_rate": 1.0, "validation": 0.3, "patience": 1}
+    parts = train(SharedBoosting(labels_at=BANK, loss=loss, **early), tables, target)
+    columns = {name: table[name] for table in tables.values() for name in table.names}
+    whole = fit(columns, target, Boosting(loss=loss, **early))
+    assert {len(part) for part, _, _ in parts} == {len(whole)} and len(whole) < 12
+    (bank, predicted, _), others = parts[0], parts[1:]
+    assert np.abs(np.array(bank.losses) - whole.losses).max() < 0.01
+    assert np.abs(predicted - whole.predict(columns)).max() < 0.05
+    assert not any(part.losses for part, _, _ in others)
+    scalars = {opened.parties for _, _, revealed in parts for opened in revealed if not opened.shape}
+    assert scalars == {(BANK,)}  # the losses, to nobody else
+
+
 def test_what_shares_cannot_do_is_refused() -> None:
-    with pytest.raises(ConfigError, match="softmax"):
-        SharedBoosting(labels_at=BANK, loss="softmax")
-    with pytest.raises(ConfigError, match="who went where"):
+    with pytest.raises(ConfigError, match="sort secret gradients"):
         SharedBoosting(labels_at=BANK, goss=(0.1, 0.1))
     tables, labels = owners(30)
     strange = {**tables, SHOP: replace(tables[SHOP], alignment=bytes([1]) * 32)}

@@ -75,7 +75,7 @@ def boost(
     learns = learning_rows(rows, settings)
     watched = ~learns if settings.validation else learns
     progress = start
-    while len(progress.boosted) < settings.trees and not _spent(progress.boosted.losses, settings):
+    while len(progress.boosted) < settings.trees and not spent(progress.boosted.losses, settings):
         round = len(progress.boosted)
         g, h = loss.gradients(progress.margins)
         taken, g, h = _sampled(g, h, np.flatnonzero(learns), settings, round)
@@ -107,7 +107,7 @@ def learning_rows(rows: int, settings: Boosting) -> NDArray[np.bool_]:
     return learns
 
 
-def _spent(losses: Sequence[float], settings: Boosting) -> bool:
+def spent(losses: Sequence[float], settings: Boosting) -> bool:
     """Whether so many rounds have gone without a lower loss."""
     return settings.patience is not None and len(losses) - 1 - int(np.argmin(losses or [0.0])) >= settings.patience
 

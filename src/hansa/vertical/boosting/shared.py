@@ -14,15 +14,16 @@ Source: Fang et al. 2021, Large-scale secure XGB for vertical federated learning
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hansa.algorithms.trees.boost import learning_rows, spent
 from hansa.algorithms.trees.columns import Choice, Grouping, Table
-from hansa.algorithms.trees.losses import Floats, loss_of, predictions
+from hansa.algorithms.trees.losses import Floats, Loss, Softmax, loss_of, predictions
 from hansa.algorithms.trees.settings import MAX_DEPTH, Boosting
 from hansa.algorithms.trees.tree import Boosted, Split, Tree
 from hansa.core.errors import ConfigError, ProtocolError, require
@@ -35,6 +36,7 @@ from hansa.vertical.table import AlignedTable
 
 _LEAST_GAIN = 0.01  # above what rounding in the sums of some ten thousand rows can make of no gain at all
 _MOST_ROWS = 1 << 15  # a sum of hessians is divided by
+_MOST_CLASSES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +46,23 @@ class SharedBoosting(Boosting):
     Args:
       labels_at: the owner of the labels.
 
-    The other settings are those of `hansa.algorithms.trees.Boosting`; `loss` is `logistic` or `squared`, all rows are
-    learned from in every round (no `goss`, no `validation`), and there are at most 32,768 of them.
+    The other settings are those of `hansa.algorithms.trees.Boosting`, but that there is no `goss`, which would have to
+    sort secret gradients; there are at most 32,768 rows. With `validation` all know which rows are kept out, and the
+    labels' owner is shown the loss on them after each round; with `patience` all are told which round was best.
     """
 
     labels_at: str
 
     title: ClassVar[str] = "Boosted trees on shares"
     learns: ClassVar[Learns] = {
-        "labels' owner": ("the leaves' values, and which of its own columns split which nodes, where",),
+        "labels' owner": (
+            "the leaves' values, and which of its own columns split which nodes, where",
+            "with `validation` the mean loss on the rows kept out after each round",
+        ),
         "other owners": ("which of their own columns split which nodes, where",),
         "a helper": (
-            "how many rows, candidates and trees there are, as everybody",
+            "how many rows, candidates, classes and trees there are, as everybody",
+            "with `validation` which rows are kept out, with `patience` which round was best, as everybody",
             "no value, unless two computing parties collude",
         ),
         "prediction": ("the labels' owner: the prediction of each row",),
@@ -63,8 +70,7 @@ class SharedBoosting(Boosting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.loss != "softmax", "loss='softmax' is not computed on shares: use EncryptedBoosting.")
-        require(self.goss is None and not self.validation, "goss and validation would tell who went where: leave them.")
+        require(self.goss is None, f"goss={self.goss}: it would have to sort secret gradients; leave it out.")
 
     def fit(
         self, session: Session, table: AlignedTable | None, labels: Any = None, *,
@@ -90,29 +96,58 @@ class SharedBoosting(Boosting):
         choices = [] if binned is None else _choices(binned)
         loss = None if labels is None else loss_of(self.loss, labels)
         rows = len(loss.labels) if loss is not None else None if binned is None else len(binned)
-        sizes, rows = _meet(session, self, table, rows, len(choices))
-        y = session.share(None if loss is None else loss.labels, self.labels_at, shape=(rows,))
-        base = session.share(None if loss is None else loss.base(), self.labels_at, shape=(1,))
+        sizes, rows, outputs = _meet(session, self, table, rows, len(choices), None if loss is None else loss.outputs)
+        y = session.share(None if loss is None else _targets(loss), self.labels_at, shape=(rows, outputs))
+        base = session.share(None if loss is None else loss.base(), self.labels_at, shape=(outputs,))
         mine = None if binned is None else _sides(binned, choices)
         sides = [session.share(mine, owner, shape=(rows, size)) for owner, size in sizes.items() if size]
         left = torch.cat(sides, 1)
-        margin = base.expand(rows)
+        margins = base.expand(rows, outputs)
+        learns = torch.from_numpy(learning_rows(rows, self))
         owners = (self.labels_at, *sorted(set(session.names) - {self.labels_at}))
         part = Boosted(self.loss, base=tuple(loss.base().tolist()) if loss else (), party=session.me, owners=owners)
-        for round in range(self.trees):
-            margin, hot, leaves = self._tree(margin, y, left)
-            part = part.with_round([_opened(session, self, sizes, hot, leaves, binned, choices)])
+        while len(part) < self.trees and not self._stops(session, part):
+            g, h = self._gradients(margins, y)
+            if self.validation:
+                g, h = (x * learns.long()[:, None] for x in (g, h))
+            moved, trees = [], []
+            for output in range(outputs):
+                grown, hot, leaves = self._tree(g[:, output], h[:, output], left)
+                moved.append(margins[:, output] + grown)
+                trees.append(_opened(session, self, sizes, hot, leaves, binned, choices))
+            margins = torch.stack(moved, 1)
+            part = part.with_round(trees)
+            if self.validation:
+                mean = session.reveal(self._mean(margins[~learns], y[~learns]), to=self.labels_at)
+                part = part if mean is None else replace(part, losses=(*part.losses, float(mean)))
             if observe is not None:
-                observe(round + 1)
-        return part
+                observe(len(part))
+        if self.patience is None:
+            return part
+        best = _told(session, self.labels_at, int(np.argmin(part.losses)) + 1 if part.losses else 0, self.trees)
+        return part.first(best)
 
-    def _tree(self, margin: Any, y: Any, left: Any) -> tuple[Any, Any, Any]:
-        """One tree: the margins after it, the winners of its nodes (nodes × candidates), and its leaves; all secret."""
+    def _stops(self, session: Session, part: Boosted) -> bool:
+        """Whether so many rounds have gone without a lower loss, as the labels' owner sees it."""
+        return self.patience is not None and bool(_told(session, self.labels_at, int(spent(part.losses, self)), 1))
+
+    def _gradients(self, margins: Any, y: Any) -> tuple[Any, Any]:
+        """First and second derivatives of each row's loss, of shape (rows, outputs); secret."""
+        if self.loss == "squared":
+            return margins - y, torch.ones(margins.shape) + 0 * y
+        p = torch.sigmoid(margins) if self.loss == "logistic" else torch.softmax(margins, 1)
+        return p - y, p * (1 - p)
+
+    def _mean(self, margins: Any, y: Any) -> Any:
+        """The mean loss of some rows; secret."""
+        if self.loss == "squared":
+            return 0.5 * torch.nn.functional.mse_loss(margins, y)
         if self.loss == "logistic":
-            p = torch.sigmoid(margin)
-            g, h = p - y, p * (1 - p)
-        else:
-            g, h = margin - y, torch.ones(margin.shape[0]) + 0 * y
+            return torch.nn.functional.binary_cross_entropy_with_logits(margins, y)
+        return torch.nn.functional.cross_entropy(margins, y)
+
+    def _tree(self, g: Any, h: Any, left: Any) -> tuple[Any, Any, Any]:
+        """One tree: what it adds to the margins, the winners of its nodes (nodes × candidates), its leaves; secret."""
         mask, hots = None, []
         for _ in range(self.depth):
             G, H = (x[None] if mask is None else mask * x for x in (g, h))
@@ -121,10 +156,10 @@ class SharedBoosting(Boosting):
             goes = hot @ left.T
             goes = goes if mask is None else mask * goes
             stays = 1 - goes if mask is None else mask - goes
-            mask = torch.stack([goes, stays], 1).reshape(-1, margin.shape[0])
+            mask = torch.stack([goes, stays], 1).reshape(-1, g.shape[0])
         assert mask is not None
         leaves = _quotient(-self.learning_rate * (mask @ g), mask @ h + self.l2)
-        return margin + leaves @ mask, torch.cat(hots), leaves
+        return leaves @ mask, torch.cat(hots), leaves
 
     def _winners(self, GL: Any, HL: Any, G: Any, H: Any) -> Any:
         """For each node a one at its best candidate, or zeros if that gains too little; secret integers."""
@@ -147,7 +182,8 @@ def predict_shared(session: Session, part: Boosted, table: AlignedTable | None) 
       table: this owner's columns of the rows to predict, aligned with the others'; None at one that only computes.
 
     Returns:
-      At the labels' owner probabilities, or numbers with the squared loss; None elsewhere.
+      At the labels' owner probabilities (numbers with the squared loss), one or, of several classes, one row of them
+      for each row; None elsewhere.
 
     Raises:
       ConfigError: alignments differ.
@@ -156,9 +192,10 @@ def predict_shared(session: Session, part: Boosted, table: AlignedTable | None) 
     if part.base:
         depth = (len(part.trees[0][0].leaves)).bit_length() - 1
     mine = any(tree.splits for round in part.trees for tree in round)
-    sizes, rows = _meet(session, None, table, len(table) if table is not None and table.names else None, int(mine))
-    depth = _told(session, leader, depth)
-    nodes, trees = 2**depth - 1, [round[0] for round in part.trees]
+    here = len(table) if table is not None and table.names else None
+    sizes, rows, outputs = _meet(session, None, table, here, int(mine), len(part.trees[0]))
+    depth = _told(session, leader, depth, MAX_DEPTH)
+    nodes, trees = 2**depth - 1, [tree for round in part.trees for tree in round]
     left: Any = 0
     for owner, size in sizes.items():
         if size:
@@ -174,8 +211,9 @@ def predict_shared(session: Session, part: Boosted, table: AlignedTable | None) 
         goes = goes if mask is None else mask * goes
         stays = 1 - goes if mask is None else mask - goes
         mask = torch.stack([goes, stays], 2).reshape(len(trees), 2 ** (level + 1), rows)
-    margins = session.reveal((leaves[:, :, None] * mask).sum((0, 1)), to=leader)
-    return None if margins is None else predictions(part.loss, margins.double().numpy()[:, None] + np.array(part.base))
+    added = (leaves[:, :, None] * mask).sum(1).reshape(len(part), outputs, rows).sum(0)
+    margins = session.reveal(added, to=leader)
+    return None if margins is None else predictions(part.loss, margins.double().numpy().T + np.array(part.base))
 
 
 # -- in the clear, at one party
@@ -185,6 +223,11 @@ def _choices(table: Table) -> list[Choice]:
     """Everything that an owner's table can be split by."""
     groups = [Grouping(place, (at,)) for place in table.texts for at in range(table.bins[place].count)]
     return [*table.cuts, *groups]
+
+
+def _targets(loss: Loss) -> Floats:
+    """The labels, of shape (rows, outputs): classes as ones and zeros."""
+    return np.eye(loss.outputs)[loss.classes] if isinstance(loss, Softmax) else loss.labels[:, None]
 
 
 def _sides(table: Table, choices: list[Choice]) -> NDArray[np.int64]:
@@ -235,15 +278,16 @@ def _opened(
 
 
 def _meet(
-    session: Session, settings: SharedBoosting | None, table: AlignedTable | None, rows: int | None, size: int
-) -> tuple[dict[str, int], int]:
-    """How many candidates each party has, and how many rows there are."""
+    session: Session, settings: SharedBoosting | None, table: AlignedTable | None, rows: int | None, size: int,
+    outputs: int | None,
+) -> tuple[dict[str, int], int, int]:  # fmt: skip
+    """How many candidates each party has, how many rows there are, and how many trees a round."""
     digest = settings.digest().hex() if settings else ""
     alignment = None if table is None else table.alignment.hex()
-    mine = {"settings": digest, "alignment": alignment, "rows": rows, "size": size}
-    said = told(session.mesh, "boosting", list(mine.values()), tuple[str, str | None, int | None, int])
+    mine = {"settings": digest, "alignment": alignment, "rows": rows, "outputs": outputs, "size": size}
+    said = told(session.mesh, "boosting", list(mine.values()), tuple[str, str | None, int | None, int | None, int])
     facts_of = {party: dict(zip(mine, values, strict=True)) for party, values in said.items()}
-    for what in ("settings", "alignment", "rows"):
+    for what in ("settings", "alignment", "rows", "outputs"):
         stated = {party: facts[what] for party, facts in facts_of.items() if facts[what] is not None}
         if len(set(stated.values())) != 1:
             raise ConfigError(f"the parties have not the same {what}: {stated}; give the same everywhere.")
@@ -251,16 +295,18 @@ def _meet(
     require(type(count) is int and 0 < count <= _MOST_ROWS, f"{count} rows: at most {_MOST_ROWS} fit on shares.")
     if settings is not None:
         require(any(facts["size"] for facts in facts_of.values()), "no owner has a column that can be split.")
-    return {party: facts_of[party]["size"] for party in sorted(facts_of)}, count
+    trees = next(facts["outputs"] for facts in facts_of.values() if facts["outputs"] is not None)
+    require(1 <= trees <= _MOST_CLASSES, f"{trees} classes: at most {_MOST_CLASSES} are grown on shares.")
+    return {party: facts_of[party]["size"] for party in sorted(facts_of)}, count, trees
 
 
-def _told(session: Session, teller: str, value: int) -> int:
-    """A public number of one party's."""
+def _told(session: Session, teller: str, value: int, most: int) -> int:
+    """A public number of one party's, of 0 to `most`."""
     if session.me == teller:
         for peer in session.mesh.peers:
             session.mesh.send(peer, "boosting", [json.dumps(value).encode()])
         return value
-    depth: int = heard(session.mesh, teller, "boosting", int)
-    if depth > MAX_DEPTH:
-        raise ProtocolError(f"'{teller}' says that its trees are {depth} levels deep, beyond {MAX_DEPTH}.")
-    return depth
+    said: int = heard(session.mesh, teller, "boosting", int)
+    if not 0 <= said <= most:
+        raise ProtocolError(f"'{teller}' says {said} where 0 to {most} belong: it is broken or hostile.")
+    return said
