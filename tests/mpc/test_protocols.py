@@ -118,6 +118,65 @@ def test_products_are_scaled_back(kind: str) -> None:
     assert int(error.abs().max()) <= 1
 
 
+@pytest.mark.parametrize("dealer", ["c", "a"])
+def test_pond_masks_a_secret_once_however_often_it_is_multiplied(dealer: str) -> None:
+    x, y, size = ring(1, 50, 20), ring(2, 20, 30), 8
+
+    def party(mesh: LocalMesh) -> list[tuple[int, Any]]:
+        mine = Pond(mesh, dealer)
+        a, b = (mine.input(each if mesh.me == "b" else None, each.shape, "b") for each in (x, y))
+        runs: list[Callable[[], Share]] = [
+            lambda: mine.bilinear(a, b, matmul),
+            lambda: mine.bilinear(b.map(torch.t), a.map(torch.t), matmul),  # both again, as views
+            lambda: mine.bilinear(a.times(3), a, torch.mul),
+            lambda: mine.bilinear(a.map(lambda part: part[:10]), b, matmul),  # a part of it is a secret of its own
+            lambda: mine.bilinear(a + a, b, matmul),
+            lambda: mine.bilinear(
+                b.map(lambda part: part[None].expand(2, 20, 30)), mine.constant(ring(3, 1)), torch.mul
+            ),
+        ]
+        out = []
+        for run in runs:
+            before = sum(mesh.counters.sent_bytes.values())
+            product = run()
+            out.append((sum(mesh.counters.sent_bytes.values()) - before, mine.open(product)))
+        assert mine.cost("bilinear_again", 1).bytes_each == size
+        return out
+
+    parties = together(LocalMesh.of(NAMES), party)
+    server = next(out for name, out in zip(NAMES, parties, strict=True) if name != dealer)
+    assert [sent for sent, _ in server] == [size * each for each in (1000 + 600, 0, 0, 200, 1000, 1)]
+    wide = y.expand(2, 20, 30) * ring(3, 1)
+    wanted = (x @ y, (x @ y).t(), 3 * x * x, x[:10] @ y, 2 * (x @ y), wide)
+    for out in parties:
+        assert all(torch.equal(got, want) for (_, got), want in zip(out, wanted, strict=True))
+
+
+def test_a_mask_serves_only_what_is_linear_in_the_secret() -> None:
+    """What the servers open in a long program is uniform and never opened twice."""
+    heard: list[bytes] = []
+
+    class Listening(LocalMesh):
+        def recv(self, sender: str, tag: str, deadline_s: float | None = None) -> Any:
+            buffers = super().recv(sender, tag, deadline_s)
+            if tag == "masked" and self.me == "a":
+                heard.extend(bytes(each) for each in buffers)
+            return buffers
+
+    def party(mesh: LocalMesh) -> Any:
+        mine = Pond(mesh)
+        x = mine.input(torch.zeros(400, dtype=torch.int64) if mesh.me == "a" else None, (400,), "a")
+        y = mine.bilinear(x, x, torch.mul)
+        z = mine.bilinear(mine.truncate(y, 8), x + y, torch.mul)
+        return mine.open(mine.bilinear(z.map(torch.neg), y, torch.mul))
+
+    names = NAMES
+    meshes = [Listening(mesh.me, names, mesh._links, mesh._lost) for mesh in LocalMesh.of(names)]
+    assert not any(opened.any() for opened in together(meshes, party))
+    words = np.frombuffer(b"".join(heard), np.int64)
+    assert len(heard) == 5 and len(np.unique(words)) == len(words)  # x, y's truncation, x + y, z, y
+
+
 @pytest.mark.parametrize("kind", ["aby3", "aby3-fast", "pond", "pond-fast"])
 @pytest.mark.parametrize(
     "operation",

@@ -25,7 +25,7 @@ def _part_by_part(operation: Any) -> None:
                 f"'{name}' takes public places: choose by a secret condition with torch.where, and by a secret index "
                 "with torch.nn.functional.embedding(index, table)."
             )
-        return secret(x.value.map(lambda part: call(part, *args, **kwargs)), x.dtype)
+        return secret(x.value.view(lambda part: call(part, *args, **kwargs)), x.dtype)
 
 
 def _any_secret(args: Sequence[Any]) -> bool:
@@ -52,7 +52,7 @@ for _operation in (
 @handles(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 def view(x: SecretTensor, shape: Sequence[int]) -> SecretTensor:
     """Another shape; parts may lie in memory otherwise than the tensor says."""
-    return secret(x.value.map(lambda part: part.reshape(shape)), x.dtype)
+    return secret(x.value.view(lambda part: part.reshape(shape)), x.dtype)
 
 
 @handles(aten.transpose_.default)

@@ -4,6 +4,8 @@
     0 ↔ 1       e = x − a,  d = y − b                 both open to the servers, which do not know a and b
     product     zᵢ = op(e, bᵢ) + op(aᵢ, d) + cᵢ,  and op(e, d) at server 0
 
+of which e and a (or d and b) are those of before where x (or y), or what it is a view of, was multiplied before.
+
 Truncation by f bits, exact but for one unit, of z′ = z + 2⁶² ≥ 0 with r random:
 
     deal        R = (r mod 2⁶³) >> f,  M = r >> 63
@@ -18,8 +20,8 @@ which is off by 2^(64−f) with probability |z| / 2⁶³ for each element (Mohas
 https://eprint.iacr.org/2017/396).
 """
 
-from hansa.mpc.pond.share import _DEALER, Sharing
-from hansa.mpc.protocol import Bilinear, Share
+from hansa.mpc.pond.share import _DEALER, Masked, Sharing
+from hansa.mpc.protocol import Bilinear, Ring, Share
 from hansa.mpc.ring.words import heavy, light
 
 _HALF = 1 << 62
@@ -32,17 +34,27 @@ class Arithmetic(Sharing):
     fast_truncation = False
 
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
-        """One message each way, as long as the operands; of a square, as long as one."""
-        square = x is y
-        a = self._random(x.parts[0])
-        b = a if square else self._random(y.parts[0])
+        """One message each way, as long as those operands that were not multiplied before; else none."""
+        (e, a), (d, b) = self._opened(x, y)
         if self.me == _DEALER:
-            return Share((self._deal(op(a, b)),))
-        mine = [x.parts[0] - a] if square else [x.parts[0] - a, y.parts[0] - b]
-        opened = [u + v for u, v in zip(mine, self._swap("masked", *mine), strict=True)]
-        e, d = opened[0], opened[-1]
+            return Masked((self._deal(op(a, b)),))
         z = op(e, b + d if self.me == 0 else b) + op(a, d)
-        return Share((z + self._deal(z),))
+        return Masked((z + self._deal(z),))
+
+    def _opened(self, *numbers: Share) -> list[tuple[Ring, Ring]]:
+        """What is open of each number, and the share of its mask."""
+        held = [each if isinstance(each, Masked) else Masked(each.parts) for each in numbers]
+        new: list[Masked] = []
+        for root in (each.root() for each in held):
+            if not root.kept and all(root is not other for other in new):
+                new.append(root)
+        masks = [self._random(root.parts[0]) for root in new]
+        mine = [root.parts[0] - mask for root, mask in zip(new, masks, strict=True)]
+        if self.me != _DEALER and new:
+            mine = [u + v for u, v in zip(mine, self._swap("masked", *mine), strict=True)]
+        for root, opened, mask in zip(new, mine, masks, strict=True):
+            root.kept.append((opened, mask))
+        return [each.hidden() for each in held]
 
     def settle(self, summands: Share, shift: int = 0) -> Share:
         """Nothing without a shift; with one, a message each way (none with fast truncation)."""
@@ -50,11 +62,11 @@ class Arithmetic(Sharing):
             return summands
         z = light(summands.parts[0])
         if self.fast_truncation:
-            return Share((heavy(-(-z >> shift) if self.me == 1 else z >> shift),))
+            return Masked((heavy(-(-z >> shift) if self.me == 1 else z >> shift),))
         r, top = self._random(z), 63 - shift
         high, most = self._deal((r & _LOW) >> shift), self._deal((r >> 63) & 1)
         if self.me == _DEALER:
-            return Share((heavy(high),))
+            return Masked((heavy(high),))
         mine = z + r
         c = mine + self._swap("open masked", mine)[0]
         c += _HALF
@@ -63,4 +75,4 @@ class Arithmetic(Sharing):
         if self.me == 0:
             y += (c & _LOW) >> shift
             y -= (1 << (62 - shift)) + (sign << top)
-        return Share((heavy(y),))
+        return Masked((heavy(y),))

@@ -1,7 +1,7 @@
 """Bits as numbers: b ⊕ m is opened, where the dealer gave the random bit m as a bit and as a number."""
 
 from hansa.mpc.pond.boolean import Boolean
-from hansa.mpc.pond.share import _DEALER
+from hansa.mpc.pond.share import _DEALER, Masked
 from hansa.mpc.protocol import Share
 from hansa.mpc.ring.words import heavy, light, widened
 
@@ -15,8 +15,8 @@ class Conversion(Boolean):
         mask = self._random(word, boolean=True)
         number = self._deal(widened(mask))
         if self.me == _DEALER:
-            return Share((heavy(number),))
+            return Masked((heavy(number),))
         mine = word ^ mask
         opened = widened(mine ^ self._swap("masked bit", mine)[0])
         number = number * (1 - 2 * opened)
-        return Share((heavy(number + opened if self.me == 0 else number),))
+        return Masked((heavy(number + opened if self.me == 0 else number),))

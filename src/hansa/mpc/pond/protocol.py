@@ -8,10 +8,10 @@ from hansa.mpc.pond.conversion import Conversion
 from hansa.mpc.protocol import Cost
 
 # operation -> messages one after another, and the bytes for each element that the busiest party sends: a server, or the
-# dealer. Numbers for bits that are 8-byte words.
+# dealer. Numbers for bits that are 8-byte words; `again`: one operand or both were multiplied before.
 _COSTS = {
     "input": (1, 8), "open": (1, 16), "bilinear": (1, 16), "both": (1, 16), "negative": (7, 37), "bits": (7, 152),
-    "to_arithmetic": (1, 8), "bilinear_shift": (2, 24), "truncate": (1, 16),
+    "to_arithmetic": (1, 8), "bilinear_shift": (2, 24), "truncate": (1, 16), "bilinear_again": (1, 8),
 }  # fmt: skip
 _FAST = {"bilinear_shift": (1, 16), "truncate": (0, 0)}
 

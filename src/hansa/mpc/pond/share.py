@@ -5,10 +5,13 @@ input       the other server draws its share from the key that it has with the o
 open        the servers swap their shares; to the dealer they send them masked by what they draw together
 deal        a random value: both servers draw their shares, and the dealer draws what they draw
             a value of the dealer's: server 0 draws its share, server 1 is sent the rest
+mask        x − a is opened once for each secret x, as TF Encrypted does; what is linear in x (a view, a transpose, a
+            multiple) is hidden by the same function of a, and multiplied without opening anything again
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,6 +23,51 @@ from hansa.mpc.ring.words import Words, raw, received
 
 _DEALER = 2
 _WINDOW = 1 << 26  # bytes that the dealer may be ahead of the servers
+
+
+@dataclass(frozen=True)
+class Masked(Share):
+    """A number's share, and how the number was hidden when it was multiplied: for what is multiplied again.
+
+    Attributes:
+      origin: what this is a linear function of, and the function; None if it is to be masked itself.
+      kept: x − a, which is open, and this party's share of a (at the dealer zeros, and a); empty while it is unknown.
+    """
+
+    origin: "tuple[Masked, Callable[[torch.Tensor], torch.Tensor]] | None" = field(default=None, init=False, repr=False)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, init=False, repr=False)
+
+    def map(self, linear: Callable[[torch.Tensor], torch.Tensor]) -> "Masked":
+        """As large as this or larger, it is hidden by this one's mask."""
+        made = Masked(tuple([linear(part) for part in self.parts]))
+        if made.parts[0].numel() >= self.parts[0].numel():
+            object.__setattr__(made, "origin", (self, linear))
+        return made
+
+    def zip(self, other: Share, linear: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> "Masked":
+        """Another number, with a mask of its own."""
+        return Masked(tuple([linear(a, b) for a, b in zip(self.parts, other.parts, strict=True)]))
+
+    def root(self) -> "Masked":
+        """What is masked when this is multiplied."""
+        at = self
+        while at.origin is not None:
+            at = at.origin[0]
+        return at
+
+    def hidden(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is open of it, and the share of its mask; the root has been masked."""
+        path = []
+        at = self
+        while not at.kept:
+            assert at.origin is not None
+            path.append((at, at.origin[1]))
+            at = at.origin[0]
+        known = at.kept[0]
+        for at, linear in reversed(path):
+            known = linear(known[0]), linear(known[1])
+            at.kept.append(known)
+        return known
 
 
 class Sharing(Protocol):
@@ -97,6 +145,10 @@ class Sharing(Protocol):
 
     # -- in and out
 
+    def held(self, parts: tuple[Ring, ...]) -> Share:
+        """To be masked once."""
+        return Masked(parts)
+
     def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
         """No message from a server; from the dealer one to server 1."""
         size, zero = torch.Size(shape), torch.zeros(tuple(shape), dtype=torch.int64)
@@ -106,15 +158,15 @@ class Sharing(Protocol):
         if self.me == at and value is None:
             raise ConfigError(f"'{owner}' gives no value for its input of shape {tuple(size)}.")
         if at == _DEALER:
-            return Share((self._deal(zero if value is None else value),))
+            return Masked((self._deal(zero if value is None else value),))
         if self.me == _DEALER:
-            return Share((zero,))
+            return Masked((zero,))
         drawn = self._keys[1 - self.me].draw(size)
-        return Share((drawn if value is None else value - drawn,))
+        return Masked((drawn if value is None else value - drawn,))
 
     def constant(self, value: Ring) -> Share:
         """Server 0's share is the value."""
-        return Share((value if self.me == 0 else torch.zeros_like(value),))
+        return Masked((value if self.me == 0 else torch.zeros_like(value),))
 
     def constant_bits(self, value: torch.Tensor) -> Share:
         """Server 0's share is the value."""
