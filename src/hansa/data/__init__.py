@@ -12,6 +12,7 @@ from hansa.core.data import Clients, Dataset
 from hansa.data import heterogeneity
 from hansa.data.database import Database
 from hansa.data.files import from_csv, from_npz, from_parquet, load
+from hansa.data.folder import Folder
 from hansa.data.generate import blobs, synthetic
 from hansa.data.labels import labels
 from hansa.data.mapped import Population
@@ -51,6 +52,7 @@ __all__ = [
     "partition",
     # Populations on disk.
     "Database",
+    "Folder",
     "Population",
     "pack",
     # Some clients, or some of their examples.
