@@ -111,8 +111,9 @@ def reading(job: Job, people: Clients, client: str | None, examples: int, iterat
     blind = _blind(people, job)
     share = errors[best] / blind if blind else math.inf
     read = share < READ
+    part = f"{100 * share:.0f}" if share >= 1 else f"{100 * share:.2g}"
     says = (
-        f"from {whose}, {best}: mean squared error {errors[best]:.2g}, {100 * share:.2g} % of what guessing the "
+        f"from {whose}, {best}: mean squared error {errors[best]:.2g}, {part} % of what guessing the "
         f"average example gives: {'the example is read' if read else 'it is not read'}"
     )
     return Finding(

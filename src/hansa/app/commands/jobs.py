@@ -152,8 +152,9 @@ def audit(
 ) -> None:
     """Attack a job as its own server and readers could, and report what they learn.
 
-    Three attacks, each where it applies: a client's example out of its update, who was in the training data, and ε from
-    below. The job is run once for each shadow: lower its rounds by --set for a first look.
+    Four attacks, each where it applies: a client's example out of its update, who was in the training data, ε from
+    below, and one client's contribution by lying to a secure sum. The job is run once for each shadow: lower its rounds
+    by --set for a first look.
 
     Example:  hansa audit job.py --set rounds=5 --out audit/
     """
