@@ -26,6 +26,7 @@ from hansa.core.errors import ConfigError, require
 from hansa.core.job import Job
 from hansa.core.runtime import Memories, Runtime
 from hansa.core.tensors import EMPTY, Tensors
+from hansa.runtimes.allocator import keep_freed_memory
 from hansa.runtimes.history import History
 from hansa.runtimes.pool import COHORT, Member, Performer, PoolSession, Report
 from hansa.runtimes.simulation import simulate
@@ -121,6 +122,7 @@ class _Child(Member[str]):
 def serve(pipe: Connection, setup: bytes) -> None:
     """A worker process: does what comes over the pipe until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its children
+    keep_freed_memory()
     given = json.loads(setup)
     performer = Performer(given["job"], given["clients"])
     while True:

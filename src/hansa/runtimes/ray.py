@@ -29,6 +29,7 @@ from hansa.core.errors import ConfigError, HansaError, JobError, MissingExtra, r
 from hansa.core.job import Job
 from hansa.core.runtime import Memories, Runtime
 from hansa.core.tensors import EMPTY, Tensors
+from hansa.runtimes.allocator import keep_freed_memory
 from hansa.runtimes.history import History
 from hansa.runtimes.pool import COHORT, TRIES, Member, Performer, PoolSession, Report
 from hansa.runtimes.simulation import simulate
@@ -207,6 +208,7 @@ class SimulationWorker:
     """
 
     def __init__(self, setup: str) -> None:
+        keep_freed_memory()
         self._setup = json.loads(setup)
         self._performer = Performer(self._setup["job"], self._setup["clients"])
 
