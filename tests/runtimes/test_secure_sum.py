@@ -194,3 +194,30 @@ def test_a_federation_without_identities_refuses_a_secure_sum(tmp_path: Path) ->
         federation.start_workers(data_of(job))
         status = federation.wait(federation.submit(job))
         assert status["state"] == "failed" and "knows no identities" in status["reason"], status
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("gone", [0.0, 0.2, 0.4])
+def test_of_twenty_workers_some_are_killed_in_every_leg_and_the_sum_is_that_of_those_that_masked(
+    gone: float, tmp_path: Path
+) -> None:
+    """As many die when they are asked to share, to mask, to agree and to unmask; the last two kinds are in the sum."""
+    sampling = "sampling=Fixed(20, quorum=12, deadline_s=40), attempts=1"
+    job = write_secure(tmp_path / "job", sampling, rounds=1)
+    job.write_text(job.read_text().replace("SecureSum()", "SecureSum(0.55)"))
+    with Federation(tmp_path, workers=20) as federation:
+        federation.start_server()
+        dying = {name: 1 + at % 4 for at, name in enumerate(federation.names[: round(gone * 20)])}
+        for name in federation.names:
+            failpoint = f"leg-{dying[name]}" if name in dying else ""
+            federation.start_worker(name, data_of(job).format(name=name), failpoint=failpoint)
+        status = federation.wait(federation.submit(job), 400)
+        assert status["state"] == "done", federation.output
+        masked = [name for name in federation.names if dying.get(name, 9) > 2]
+        assert status["last"]["counted"] == len(masked) == 20 - len(dying) // 2
+        assert set(status["last"]["dropped"]) == set(federation.names) - set(masked)
+        with federation.client() as client:
+            model = client.model(status["run"])
+    job.write_text(job.read_text().replace(sampling, f"cohort={len(masked)}"))
+    assert model.state == local_state(job, masked).state
