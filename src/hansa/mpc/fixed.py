@@ -17,7 +17,9 @@ import torch
 from hansa.mpc.protocol import Bilinear, Protocol, Ring, Share
 from hansa.mpc.ring import FRACTION_BITS, encode
 
+_TOO_LARGE = 1 << 62  # as a code
 _WHOLE = 2**53  # whole numbers below it multiply without a longer fraction
+_CONSTANTS = 1 << 10
 _MOST_BITS = 46  # beyond it a waiting value is brought home: 2^(61 − 46) is still the largest magnitude it may have
 
 
@@ -36,6 +38,16 @@ class Engine:
     bits: int = FRACTION_BITS
     sigmoid: str = "spline"
     random: torch.Generator = field(default_factory=torch.Generator)
+    _constants: dict[int, Share] = field(default_factory=dict)
+
+    def constant(self, code: int) -> Share:
+        """A public element of the ring, a single number, which programs use again and again."""
+        known = self._constants.get(code)
+        if known is None:
+            if len(self._constants) == _CONSTANTS:
+                self._constants.clear()
+            known = self._constants[code] = self.protocol.constant(torch.tensor(code))
+        return known
 
 
 class Fixed:
@@ -118,7 +130,11 @@ class Fixed:
     def view(self, places: Callable[[torch.Tensor], torch.Tensor]) -> "Fixed":
         """The same numbers at other places: a weight and its transpose wait for one truncation, not two."""
         made = self.map(places)
-        if self._public is None and (self._summands or self.bits != self.home) and made.shape.numel() >= self.shape.numel():
+        if (
+            self._public is None
+            and (self._summands or self.bits != self.home)
+            and made.shape.numel() >= self.shape.numel()
+        ):
             made.cached["of"] = self, places
         return made
 
@@ -147,20 +163,19 @@ class Fixed:
         return -self + other
 
     def _added(self, other: "Fixed | float | torch.Tensor", op: Bilinear) -> "Fixed":
+        if isinstance(other, float | int) and self._public is None:
+            return self._moved(other, op)
         given = _public(other)
         if given is not None and self._public is not None:
             return Fixed.constant(self.engine, op(self._public, given), max(self.home, _home(other, self.engine)))
         protocol = self.engine.protocol
         home = max(self.home, _home(other, self.engine))
         if given is not None:
-            left, bits = self._at(max(self.bits, home))
-            number = None if isinstance(other, torch.Tensor | Fixed) else round(other * (1 << bits))
-            small = number is not None and abs(number) < 1 << 62
-            right = protocol.constant(torch.tensor(number) if small else encode(given, bits, "a constant"))
-            if left._summands:
+            bits = max(self.bits, home)
+            right = protocol.constant(encode(given, bits, "a constant"))
+            if self._summands:
                 right = protocol.summands(right)
-            assert left._share is not None
-            return left._with(left._share.zip(right, op), bits=bits, home=home)
+            return self._with(self._terms(self._summands, bits).zip(right, op), bits=bits, home=home)
         assert isinstance(other, Fixed)
         if self._public is not None:
             flipped = other if op is torch.add else -other
@@ -170,6 +185,18 @@ class Fixed:
         total = self._terms(waits, bits).zip(other._terms(waits, bits), op)
         return Fixed(self.engine, total, bits, home, summands=waits)
 
+    def _moved(self, other: float, op: Bilinear) -> "Fixed":
+        """The sum with one public number."""
+        home = max(self.home, _home(other, self.engine))
+        bits = max(self.bits, home)
+        code = round(other * (1 << bits)) if math.isfinite(other) else _TOO_LARGE
+        if abs(code) >= _TOO_LARGE:
+            encode(torch.tensor(other, dtype=torch.float64), bits, "a constant")  # says what is wrong
+        right = self.engine.constant(code)
+        if self._summands:
+            right = self.engine.protocol.summands(right)
+        return self._with(self._terms(self._summands, bits).zip(right, op), bits=bits, home=home)
+
     def _terms(self, summands: bool, bits: int) -> Share:
         """What a sum with so many bits, more than this number has, adds up."""
         share = self._share
@@ -177,13 +204,6 @@ class Fixed:
         if summands and not self._summands:
             share = self.engine.protocol.summands(share)
         return share if bits == self.bits else share.times(1 << (bits - self.bits))
-
-    def _at(self, bits: int) -> "tuple[Fixed, int]":
-        """This number with so many bits, more than it has."""
-        if bits == self.bits:
-            return self, bits
-        assert self._share is not None
-        return self._with(self._share.times(1 << (bits - self.bits)), bits=bits), bits
 
     # -- products
 

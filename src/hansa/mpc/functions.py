@@ -194,10 +194,11 @@ _NORMAL_KNOTS = (-3.019, -0.908, 0.908, 3.019)
 def sigmoid(x: Fixed) -> Fixed:
     """The logistic function, everywhere within 2e-3 (`three`: 0, x + 1/2, 1, within 0.12)."""
     if x.engine.sigmoid == "three":
-        spread = x.map(lambda part: torch.stack((part, part), -1)) + torch.tensor([0.5, -0.5])
-        below = spread.negative()
-        outside, inside = below.map(lambda part: part[..., 1]), below.map(lambda part: part[..., 0])
-        result: Fixed = (x + 0.5) * (outside - inside) + (1 - outside)
+        x.share()  # once, for all three uses
+        raised = x + 0.5
+        below = raised.join([x - 0.5], torch.stack).negative()
+        outside, inside = below.map(lambda part: part[1]), below.map(lambda part: part[0])
+        result: Fixed = raised * (outside - inside) + (1 - outside)
         return result
     return piecewise(x, _logistic, _LOGISTIC_KNOTS)
 

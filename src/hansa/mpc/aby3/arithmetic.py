@@ -32,7 +32,9 @@ class Arithmetic(Sharing):
 
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
         """Party i's summand, of the pairs that it holds."""
-        return Share((op(x.parts[0], y.parts[0] + y.parts[1]) + op(x.parts[1], y.parts[0]),))
+        z = op(x.parts[0], y.parts[0] + y.parts[1])
+        z += op(x.parts[1], y.parts[0])
+        return Share((z,))
 
     def settle(self, summands: Share, shift: int = 0) -> Share:
         """One message around; with a shift, three one after another (two with fast truncation)."""
@@ -40,8 +42,9 @@ class Arithmetic(Sharing):
         if shift:
             parts = self._fast(z, shift) if self.fast_truncation else self._exact(z, shift)
         else:
-            z = z + self._zero(z)
-            parts = z, self._around("product", z)
+            masked = self._zero(z)
+            masked += z
+            parts = masked, self._around("product", masked)
         return Share(tuple(heavy(part) for part in parts))
 
     def _exact(self, z: Words, shift: int) -> tuple[Words, Words]:
@@ -50,8 +53,11 @@ class Arithmetic(Sharing):
             rho, high, most, alpha = (self._with_next.draw_like(z) for _ in range(4))
             beta = self._with_previous.draw_like(z)
             r = self._own.draw_like(z)
-            message = z + r - rho, ((r & _LOW) >> shift) - high, ((r >> 63) & 1) - most
-            self._send(self.previous, "truncate", *message)
+            rho -= r  # what was drawn here alone is this party's to write on
+            high -= (r & _LOW) >> shift
+            r >>= 63
+            most += r
+            self._send(self.previous, "truncate", z - rho, -high, -most)
             return beta, alpha
         if self.me == 1:
             beta = self._with_next.draw_like(z)
@@ -64,23 +70,36 @@ class Arithmetic(Sharing):
         c = mine + self._recv(other, "open masked", z)
         c += _HALF
         sign = c >> 63  # −1 where k = 1
-        u = (most * (1 + 2 * sign) << top) - high - mask
+        u = sign * 2
+        u += 1
+        u *= most
+        u <<= top
+        u -= high
+        u -= mask
         self._send(other, "truncated", u)
         y = u + self._recv(other, "truncated", z)
         y += (c & _LOW) >> shift
-        y -= (1 << (62 - shift)) + (sign << top)
+        sign <<= top
+        sign += 1 << (62 - shift)
+        y -= sign
         return (mask, y) if self.me == 0 else (y, mask)
 
     def _fast(self, z: Words, shift: int) -> tuple[Words, Words]:
-        z = z + self._zero(z)
+        masked = self._zero(z)
+        masked += z
+        z = masked
         if self.me == 1:
             self._send(self.previous, "truncate", z)
             return self._with_previous.draw_like(z), self._recv(self.next, "truncate", z)
         if self.me == 2:
-            third = -((-z) >> shift)
+            z *= -1
+            z >>= shift
+            third = -z
             self._send(self.previous, "truncate", third)
             return third, self._recv(self.next, "truncate", z)
         drawn = self._with_next.draw_like(z)
-        first = ((self._recv(self.next, "truncate", z) + z) >> shift) - drawn
+        first = self._recv(self.next, "truncate", z) + z
+        first >>= shift
+        first -= drawn
         self._send(self.previous, "truncate", first)
         return first, drawn

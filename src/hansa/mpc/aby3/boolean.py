@@ -9,6 +9,8 @@ that halves the words at each level, 64 → 32 → 16 → 8 → 4 → 2 → 1, f
 index: then each level is the high half of a word against its low half.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from hansa.mpc.aby3.arithmetic import Arithmetic
@@ -27,6 +29,7 @@ class Boolean(Arithmetic):
         return heavy_share(self._and(light_share(x), light_share(y)))
 
     def _and(self, x: Share, y: Share) -> Share:
+        """Of x with y, or with each of a stack of them."""
         z = x.parts[0] & (y.parts[0] ^ y.parts[1])
         z ^= x.parts[1] & y.parts[0]
         z ^= self._zero_bits(z)
@@ -35,8 +38,7 @@ class Boolean(Arithmetic):
     def negative(self, x: Share) -> Share:
         """Eight messages one after another, 35 bytes an element in all from party 0."""
         shape = x.shape
-        a, b = self._summands(light_share(x.map(lambda part: part.reshape(-1))), reverse=True)
-        carries, ways = self._and(a, b), a ^ b
+        carries, ways = self._half_added(light_share(x.map(lambda part: part.reshape(-1))), reversed_bits)
         top = ways.map(lambda part: narrowed((part >> 63) & 1))
         # Bit 63 itself carries nowhere: it is made the identity of the tree.
         g = carries.map(lambda part: part & _LOW)
@@ -53,36 +55,37 @@ class Boolean(Arithmetic):
 
     def bits(self, x: Share) -> Share:
         """Eight messages one after another: party 0's share, an and, and six levels of Kogge and Stone's adder."""
-        a, b = self._summands(light_share(x), reverse=False)
-        p = ways = a ^ b
-        g = self._and(a, b)
+        g, ways = self._half_added(light_share(x), _same)
+        p = ways
         for distance in (1, 2, 4, 8, 16, 32):
             moved = Share(tuple(stacked(u, v) << distance for u, v in zip(g.parts, p.parts, strict=True)), True)
-            both = self._and(Share(tuple(stacked(u, u) for u in p.parts), True), moved)
+            both = self._and(p, moved)
             g, p = g ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
         return heavy_share(ways ^ g.map(lambda part: part << 1))
 
     def _level(self, g: tuple[Share, Share], p: tuple[Share, Share]) -> tuple[Share, Share]:
         """Two ands in one message: the pairs (low, high) combined."""
-        ways = Share(tuple(stacked(high, high) for high in p[1].parts), boolean=True)
         low = Share(tuple(stacked(u, v) for u, v in zip(g[0].parts, p[0].parts, strict=True)), boolean=True)
-        both = self._and(ways, low)
+        both = self._and(p[1], low)
         return g[1] ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
 
-    def _summands(self, x: Share, reverse: bool) -> tuple[Share, Share]:
-        """x₀ + x₁ and x₂ as boolean shares, their bits in reversed order of index if asked."""
+    def _half_added(self, x: Share, order: Callable[[Words], Words]) -> tuple[Share, Share]:
+        """Boolean shares of a & b and a ^ b, for a = x₀ + x₁ and b = x₂ with their bits in some order."""
         first, second = x.parts
-        none = first ^ first
-        order = reversed_bits if reverse else _same
         if self.me == 0:
             mask = self._with_next.draw_like(first)
             hidden = order(first + second) ^ mask
             self._send(self.previous, "summand", hidden)
-            return Share((hidden, mask), True), Share((none, none), True)
-        if self.me == 1:
-            return Share((self._with_previous.draw_like(first), none), True), Share((none, order(second)), True)
-        hidden = self._recv(self.next, "summand", first)
-        return Share((none, hidden), True), Share((order(first), none), True)
+            ways, z = (hidden, mask), self._zero_bits(mask)
+        elif self.me == 1:
+            a, b = self._with_previous.draw_like(first), order(second)
+            ways, z = (a, b), self._zero_bits(a)
+            z ^= a & b
+        else:
+            a, b = self._recv(self.next, "summand", first), order(first)
+            ways, z = (b, a), self._zero_bits(b)
+            z ^= a & b
+        return Share((z, self._around("and", z)), boolean=True), Share(ways, boolean=True)
 
 
 def _down(x: Share, width: int) -> Share:

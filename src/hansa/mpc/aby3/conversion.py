@@ -10,17 +10,23 @@ class Conversion(Boolean):
 
     def to_arithmetic(self, bit: Share) -> Share:
         """Two messages one after another, 8 bytes an element each."""
-        a, b = (widened(light(part)) for part in bit.parts)
-        none = a ^ a
+        # What this party holds of u + v, and its summand of u·v, which parties 1 and 2 alone can compute a part of.
+        a, b = (light(part) for part in bit.parts)
         if self.me == 0:
-            mask = self._with_next.draw_like(a)
-            hidden = (a ^ b) - mask
+            hidden = widened(a ^ b)
+            mask = self._with_next.draw_like(hidden)
+            hidden -= mask
             self._send(self.previous, "bit", hidden)
-            u, v = (hidden, mask), (none, none)
+            sums, z = (hidden, mask), self._zero(mask)
         elif self.me == 1:
-            u, v = (self._with_previous.draw_like(a), none), (none, b)
+            v = widened(b)
+            u = self._with_previous.draw_like(v)
+            sums, z = (u, v), self._zero(v)
+            z += u * v
         else:
-            u, v = (none, self._recv(self.next, "bit", a)), (a, none)
-        z = u[0] * (v[0] + v[1]) + u[1] * v[0] + self._zero(a)
+            v = widened(a)
+            u = self._recv(self.next, "bit", v)
+            sums, z = (v, u), self._zero(v)
+            z += u * v
         product = z, self._around("product", z)
-        return Share(tuple(heavy(u[at] + v[at] - 2 * product[at]) for at in (0, 1)))
+        return Share(tuple([heavy(held - 2 * part) for held, part in zip(sums, product, strict=True)]))

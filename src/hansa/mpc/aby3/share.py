@@ -56,10 +56,14 @@ class Sharing(Protocol):
 
     def _zero(self, like: Words) -> Words:
         """This party's summand of a random sharing of 0."""
-        return self._with_previous.draw_like(like) - self._with_next.draw_like(like)
+        drawn = self._with_previous.draw_like(like)
+        drawn -= self._with_next.draw_like(like)
+        return drawn
 
     def _zero_bits(self, like: Words) -> Words:
-        return self._with_previous.draw_like(like) ^ self._with_next.draw_like(like)
+        drawn = self._with_previous.draw_like(like)
+        drawn ^= self._with_next.draw_like(like)
+        return drawn
 
     # -- in and out
 
