@@ -1,5 +1,6 @@
 """Conversations over the wire: signed by enrolled members, carried through deaths on either side, never held twice."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hansa.core.errors import TrainingFailed
 from hansa.core.pipeline import Pipeline, Seat
 from hansa.core.runtime import Deadline, Failure, Task
 from hansa.core.tensors import Tensors
@@ -189,6 +191,36 @@ def test_a_deadline_that_comes_while_its_leg_closes_does_not_close_the_next(tmp_
     assert isinstance(session.next(), Deadline)
     assert isinstance(session.next(), Failure), "the first leg's deadline was too late to be one"
     session.retire(tasks)
+
+
+class Unspeakable:
+    """A federation with a worker that cannot be spoken to."""
+
+    name = "a"
+
+    def link(self, name: str) -> "Unspeakable":
+        return self
+
+    def say(self, message: bytes) -> None:
+        raise MemoryError("no room for an offer")
+
+
+def test_what_fails_in_the_event_loop_ends_the_run_that_would_wait_for_ever(tmp_path: Path) -> None:
+    made, loop = replace(plain(), pipeline=Pipeline([UniformMean()], Signed())), asyncio.new_event_loop()
+    session = GrpcSession(
+        "r", made, bundle=None, members=Unspeakable(), spool=Spool(tmp_path), loop=loop,  # type: ignore[arg-type]
+        workers=0, log=[].append, seat=lambda task: Seat("server", task.context), begins=[].append,
+    )  # fmt: skip
+    task = Task(
+        run="r", fingerprint="f", kind="train", version=0, round=0, attempt=0, client="a", position=0, population=6
+    )
+    session.publish([task], made.algorithm.send(made.algorithm.init(made.model.init(1))))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert not session._queue.empty(), "else the round loop waits for an answer that nobody was asked for"
+    with pytest.raises(TrainingFailed, match="cannot speak to its workers: MemoryError: no room for an offer"):
+        session.next()
 
 
 class Nobody:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hansa.core.checkpoint import buffers, open_bytes, open_stored
-from hansa.core.errors import CorruptFile, HansaError, ProtocolError
+from hansa.core.errors import CorruptFile, HansaError, ProtocolError, TrainingFailed
 from hansa.core.job import Job
 from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Reply, Session, Stop, Task, Traffic
@@ -191,7 +191,7 @@ class GrpcSession(Session):
         for one in flying:
             self._flying[one.task.key] = one
         self._legs[first.context] = Leg(deadline_s)
-        self._loop.call_soon_threadsafe(self._offer, flying)
+        self._soon(self._offer, flying)
         failpoint("after-publish")
 
     def next(self) -> Happening:
@@ -219,12 +219,12 @@ class GrpcSession(Session):
             if leg == 1:
                 self._begins(task)
             conversation.number = leg
-            self._loop.call_soon_threadsafe(self._arm, task, conversation)
+            self._soon(self._arm, task, conversation)
         if flying.next is not None:
             self.content.pop(bytes(flying.next.name), None)  # of the leg before, which this worker has answered
         flying.next, flying.leg, flying.answered = self._offered(message), leg, False
         flying.since = time.monotonic()
-        self._loop.call_soon_threadsafe(self._say_next, flying)
+        self._soon(self._say_next, flying)
         failpoint(f"send-{leg}")
 
     def seat(self, task: Task) -> Seat:
@@ -252,7 +252,7 @@ class GrpcSession(Session):
             if not one.answered and one.leg > self._reducer.counted:  # the record names only those that do not count
                 self._log(f"{one.task.client} did not answer in round {one.task.round + 1}{self._where(one)}")
         if unfinished or any(conversation.timer is not None for conversation in over):
-            self._loop.call_soon_threadsafe(self._retired, unfinished, over)
+            self._soon(self._retired, unfinished, over)
         failpoint("after-retire")
 
     def traffic(self) -> Traffic:
@@ -262,6 +262,16 @@ class GrpcSession(Session):
         self._up = self._down = 0
         self._compute, self._began, self._replies = 0.0, now, 0
         return traffic
+
+    def _soon(self, work: Callable[..., None], *given: Any) -> None:
+        """Has the event loop do something; what that raises ends the run, which would wait for ever."""
+        self._loop.call_soon_threadsafe(self._done, work, *given)
+
+    def _done(self, work: Callable[..., None], *given: Any) -> None:
+        try:
+            work(*given)
+        except Exception as error:
+            self.breaks(TrainingFailed(f"the server cannot speak to its workers: {type(error).__name__}: {error}."))
 
     def _offered(self, tensors: Tensors) -> Any:
         pieces = Pieces(buffers(tensors))
