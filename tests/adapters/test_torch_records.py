@@ -12,6 +12,7 @@ from torch import nn
 
 from hansa.adapters.torch import TorchModel
 from hansa.adapters.torch_records import Protected, Records, noise_of_mean, rate, steps
+from hansa.adapters.torch_records_replay import WORTH, padded
 from hansa.algorithms import FedAvg
 from hansa.core.data import Dataset
 from hansa.core.errors import ConfigError, JobError
@@ -103,6 +104,46 @@ def test_clipped_sums_are_those_of_gradients_taken_one_by_one(net: str, clip: fl
     for got, want, quarter, four in zip(sums, wanted, *shares, strict=True):
         assert torch.allclose(got, want, rtol=1e-6, atol=1e-9)
         assert torch.allclose(4 * quarter, four, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("net", [name for name, (_, _, short) in NETS.items() if short])
+def test_replayed_sums_are_the_plain_ones_without_their_padding(net: str) -> None:
+    make, shape, _ = NETS[net]
+    torch.manual_seed(1)
+    module = make()
+    names, weights = zip(*module.named_parameters(), strict=True)
+    native, plain = (Records(module, F.cross_entropy, names, weights, kind) for kind in (True, False))
+    x, y = batch(shape, net == "words", 16)
+    x = x if net == "words" else x.float()
+    for count in [*[16] * WORTH, 13, 1]:
+        sums = [torch.ones_like(weight).detach() for weight in weights]
+        native.add_clipped(sums, [x], y, 0.1, 0.25, count=count)
+        for got, want in zip(sums, clipped(plain, x[:count], y[:count], 0.1, 0.25), strict=True):
+            assert torch.allclose(got - 1, want, rtol=1e-4, atol=1e-6)
+    (replay,) = native._replays.values()
+    assert len(replay._loops) == 1 and not replay._refused
+    with torch.no_grad():
+        weights[-1].add_(1.0)  # what is trained moves under the graph, which must see it
+    got = [torch.ones_like(weight).detach() for weight in weights]
+    native.add_clipped(got, [x], y, 0.1, 0.25, count=9)
+    assert all(
+        torch.allclose(one - 1, other, rtol=1e-4, atol=1e-6)
+        for one, other in zip(got, clipped(plain, x[:9], y[:9], 0.1, 0.25), strict=True)
+    )
+    if net != "words":
+        wild = x.clone()
+        wild[2] = float("inf")  # the replay stands back, and the plain way leaves the record out
+        got = [torch.ones_like(weight).detach() for weight in weights]
+        native.add_clipped(got, [wild], y, 0.1, 0.25, count=9)
+        assert all(torch.isfinite(each).all() for each in got) and not replay._refused
+
+
+def test_rows_of_a_draw_are_padded_to_few_sizes() -> None:
+    sizes = {len(padded(np.arange(count))) for count in range(200, 320)}
+    assert len(sizes) <= 12
+    for count in (1, 5, 31, 200, 1000):
+        rows = padded(np.arange(3, 3 + count))
+        assert count <= len(rows) <= max(count + 3, count * 17 // 16) and set(rows[count:]) <= {3}
 
 
 def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -288,7 +288,7 @@ class TorchModel(Model):
         check_terms(work, {name: tuple(weight.shape) for name, weight in weights.items()})
         source = Columns(data, self.inputs, self.targets, network.dtype, device)
         if work.dp is not None:
-            return self._fit_records(network, len(data), work, source)
+            return self._fit_records(kept, len(data), work, source)
         with _labels(self.targets[-1]):
             tally = self._steps(kept, work, batches, source)
         if not tally.steps:
@@ -328,21 +328,26 @@ class TorchModel(Model):
             tally.add(loss.detach().reshape(1), outputs, targets, len(rows))
         return tally
 
-    def _fit_records(self, network: Network, examples: int, work: LocalWork, source: Columns) -> Fit:
+    def _fit_records(self, kept: "_Kept", examples: int, work: LocalWork, source: Columns) -> Fit:
         """The steps of DP-SGD. It gives no metrics: they would be released without noise."""
         from hansa.adapters import torch_records
+        from hansa.adapters.torch_records_replay import padded
 
         assert work.dp is not None
         assert work.batch_size is not None
+        network = kept.network
         names, weights = list(network.trained), list(network.trained.values())
-        records = torch_records.Records(network.module, ready(self.loss), names, weights)
+        if kept.records is None:
+            native = kept.replay is not None
+            kept.records = torch_records.Records(network.module, ready(self.loss), names, weights, native)
         protected, descent = torch_records.Protected(), InPlaceDescent(work, names, weights, network.pulled, _beside)
         count = torch_records.steps(work, examples)
         for _ in range(count):
             rows = protected.chosen(examples, torch_records.rate(work, examples))
             mean = torch_records.noise_of_mean(weights, work, protected)
             if len(rows):
-                records.add_clipped(mean, *source.take(rows), work.dp.clip, 1 / work.batch_size)
+                drawn = source.take(padded(rows))
+                kept.records.add_clipped(mean, *drawn, work.dp.clip, 1 / work.batch_size, count=len(rows))
             descent.step(mean)
         return Fit(network.copy(), count)
 
@@ -419,12 +424,14 @@ class TorchModel(Model):
         return name
 
 
-class _Kept(NamedTuple):
+@dataclass
+class _Kept:
     """What lives on one device between visits: the network, and its traced steps unless the plan is the plain loop."""
 
     network: Network
     replay: Replay | None
     cohort: Cohort
+    records: Any = None  # of DP-SGD, from the first visit that asks for it
 
 
 _LABEL = re.compile(r"Target (-?\d+) is out of bounds")  # PyTorch's words

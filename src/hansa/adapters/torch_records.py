@@ -25,6 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hansa.adapters.torch_native import Untraceable
+from hansa.adapters.torch_records_replay import SumReplay
 from hansa.core.errors import ConfigError, MissingExtra
 from hansa.core.model import LocalWork
 
@@ -93,14 +95,16 @@ class Records:
       module: in training mode.
       loss: (outputs, targets) -> mean over the batch.
       names, weights: what is trained, in order.
+      native: whether sizes of batches that come again are traced, and replayed without autograd.
 
     Raises:
       ConfigError: a layer mixes records (batch norm), or the loss is no mean over them.
     """
 
     def __init__(
-        self, module: nn.Module, loss: Callable[..., Any], names: Sequence[str], weights: Sequence[Any]
-    ) -> None:
+        self, module: nn.Module, loss: Callable[..., Any], names: Sequence[str], weights: Sequence[Any],
+        native: bool = False,
+    ) -> None:  # fmt: skip
         self._module, self._loss, self._names, self._weights = module, loss, list(names), list(weights)
         for name, part in module.named_modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
@@ -113,10 +117,13 @@ class Records:
             _say("record-level privacy makes every record's gradient, since some layer has no short way")
         self._checked = False
         self._room = _Room()
+        self._native = native
+        self._replays: dict[tuple[float, float], SumReplay] = {}
 
     def add_clipped(
-        self, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float, share: float = 1.0
-    ) -> None:
+        self, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float, share: float = 1.0,
+        count: int | None = None,
+    ) -> None:  # fmt: skip
         """Adds the sum over records of gradients, each scaled to a norm of at most `clip`, and then by `share`.
 
         Args:
@@ -124,7 +131,13 @@ class Records:
           inputs, targets: of a batch, records first.
           clip: above 0.
           share: of the sum, as 1 / batch size.
+          count: records that are meant, if not all: those behind them are padding, and give nothing.
         """
+        if count is not None:
+            short = self._native and self._checked and self._ghosts is not None
+            if short and self._replay(clip, share).add(totals, inputs, targets, count):
+                return
+            inputs, targets = [x[:count] for x in inputs], _rows(targets, slice(count))
         if not self._checked:
             self._check_mean(inputs, targets)
         if self._ghosts is not None and self._by_ghosts(totals, inputs, targets, clip, share):
@@ -154,6 +167,39 @@ class Records:
         self, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float, share: float
     ) -> bool:
         """Whether it could: nothing was added otherwise."""
+        layers = self._passed(lambda: self._module(*inputs), len(inputs[0]), targets, self._room.take)
+        if layers is None:
+            return False
+        kept = _finite(squares := self._squares(layers))
+        if not kept.all():
+            self._without(kept, totals, inputs, targets, clip, share)
+        else:
+            self._add(totals, layers, _factors(squares, clip, share))
+        return True
+
+    def _replay(self, clip: float, share: float) -> SumReplay:
+        """The graphs for one clip and share; nothing in them was made before, so that nothing in them is constant."""
+
+        def sums(totals: Any, tensors: Mapping[str, Any], inputs: Any, targets: Any, present: torch.Tensor) -> Any:
+            def outputs() -> Any:
+                return torch.func.functional_call(self._module, dict(tensors), tuple(inputs))
+
+            layers = self._passed(outputs, len(inputs[0]), targets, _fresh)
+            if layers is None:
+                raise Untraceable("a layer is used twice, or not at all")
+            squares = self._squares(layers)
+            self._add(totals, layers, _factors(squares, clip, share) * present)
+            return _finite(squares).all()
+
+        if (clip, share) not in self._replays:
+            tensors = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+            self._replays[clip, share] = SumReplay(sums, self._names, tensors)
+        return self._replays[clip, share]
+
+    def _passed(
+        self, forward: Callable[[], Any], records: int, targets: Any, room: Callable[..., torch.Tensor]
+    ) -> list[tuple[dict[str, int], "_Dense"]] | None:
+        """What went in and came back at every layer, and the places of its weights; None for one that is used twice."""
         seen: dict[nn.Module, tuple[Any, Any]] = {}
         twice = False
 
@@ -165,31 +211,27 @@ class Records:
         assert self._ghosts is not None
         hooks = [part.register_forward_hook(keep) for part in self._ghosts]
         try:
-            loss = self._loss(self._module(*inputs), targets) * len(inputs[0])
+            loss = self._loss(forward(), targets) * records
         finally:
             for hook in hooks:
                 hook.remove()
         if twice or any(part not in seen for part in self._ghosts):
-            return False  # a layer used twice adds up before its norm is taken
+            return None  # a layer used twice adds up before its norm is taken
         backs = torch.autograd.grad(loss, [out for _, out in seen.values()])
-        layers = [
-            (self._ghosts[part], self._layer(part, a, g)) for (part, (a, _)), g in zip(seen.items(), backs, strict=True)
+        return [
+            (self._ghosts[part], _layer(part, a, g, functools.partial(room, part)))
+            for (part, (a, _)), g in zip(seen.items(), backs, strict=True)
         ]
-        squares = functools.reduce(torch.add, (layer.squares("weight" in own, "bias" in own) for own, layer in layers))
-        kept = torch.isfinite(squares)
-        if not kept.all():
-            self._without(kept, totals, inputs, targets, clip, share)
-            return True
-        factors = _factors(squares, clip, share)
+
+    def _squares(self, layers: Sequence[tuple[dict[str, int], "_Dense"]]) -> torch.Tensor:
+        return functools.reduce(torch.add, (layer.squares("weight" in own, "bias" in own) for own, layer in layers))
+
+    def _add(
+        self, totals: Sequence[torch.Tensor], layers: Sequence[tuple[dict[str, int], "_Dense"]], factors: torch.Tensor
+    ) -> None:
         for own, layer in layers:
             for name, at in own.items():
                 (layer.add_weight if name == "weight" else layer.add_bias)(totals[at], factors)
-        return True
-
-    def _layer(self, part: nn.Module, a: torch.Tensor, g: torch.Tensor) -> "_Dense":
-        kinds = {nn.Linear: _Dense, nn.Conv2d: _Convolution, nn.Embedding: _Embedding}
-        made: _Dense = kinds[type(part)](part, a, g, functools.partial(self._room.take, part))
-        return made
 
     def _without(
         self, kept: torch.Tensor, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float,
@@ -197,7 +239,7 @@ class Records:
     ) -> None:  # fmt: skip
         """Leaves out records whose gradient is not finite: they give nothing, rather than everything."""
         if kept.any():
-            y = tuple(t[kept] for t in targets) if isinstance(targets, tuple) else targets[kept]
+            y = _rows(targets, kept)
             self.add_clipped(totals, [x[kept] for x in inputs], y, clip, share)
 
     # -- the long way
@@ -216,7 +258,7 @@ class Records:
     def _in_turn(self, inputs: Sequence[Any], targets: Any, clip: float) -> list[torch.Tensor]:
         sums = [torch.zeros_like(weight) for weight in self._weights]
         for i in range(len(inputs[0])):
-            y = tuple(t[i : i + 1] for t in targets) if isinstance(targets, tuple) else targets[i : i + 1]
+            y = _rows(targets, slice(i, i + 1))
             loss = self._loss(self._module(*(x[i : i + 1] for x in inputs)), y)
             grads = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
             norm = torch.sqrt(sum((g.square().sum() for g in grads), torch.zeros(())))
@@ -238,10 +280,10 @@ class Records:
         sums = [torch.zeros_like(weight) for weight in trained.values()]
         for at in range(0, len(inputs[0]), _AT_ONCE):
             piece = slice(at, at + _AT_ONCE)
-            y = tuple(t[piece] for t in targets) if isinstance(targets, tuple) else targets[piece]
+            y = _rows(targets, piece)
             grads = list(each(trained, tuple(x[piece] for x in inputs), y).values())
             squares = functools.reduce(torch.add, (g.flatten(1).square().sum(1) for g in grads))
-            if (kept := torch.isfinite(squares)).logical_not().any():
+            if not (kept := _finite(squares)).all():
                 grads = [g[kept] for g in grads]
                 squares = squares[kept]
             factors = _factors(squares, clip)
@@ -259,7 +301,7 @@ class Records:
         self._module.eval()
         try:
             outputs = self._module(*(x[:2] for x in inputs))
-            y = tuple(t[:2] for t in targets) if isinstance(targets, tuple) else targets[:2]
+            y = _rows(targets, slice(2))
             whole = float(self._loss(outputs, y))
             single = [
                 float(
@@ -309,8 +351,16 @@ def _say(what: str) -> None:
     log.warning(what)
 
 
+def _rows(targets: Any, rows: Any) -> Any:
+    return tuple(each[rows] for each in targets) if isinstance(targets, tuple) else targets[rows]
+
+
 def _factors(squares: torch.Tensor, clip: float, share: float = 1.0) -> torch.Tensor:
     return (clip / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0).mul_(share)
+
+
+def _finite(squares: torch.Tensor) -> torch.Tensor:
+    return squares <= torch.finfo(squares.dtype).max  # isfinite has a constant in it that no graph holds
 
 
 class _Room:
@@ -325,6 +375,10 @@ class _Room:
         if key not in self._kept or self._kept[key].numel() < size:
             self._kept[key] = torch.empty(size + size // 4, dtype=like.dtype, device=like.device)
         return self._kept[key][:size].view(*shape)
+
+
+def _fresh(part: nn.Module, what: Any, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
 
 
 Take = Callable[[Any, Sequence[int], torch.Tensor], torch.Tensor]  # of one part: what, shape, like
@@ -431,3 +485,9 @@ class _Embedding(_Dense):
     def add_weight(self, total: torch.Tensor, factors: torch.Tensor) -> None:
         scaled = (self.g * factors.to(self.g.dtype)[:, None, None]).flatten(0, 1)
         total.index_add_(0, self.a.flatten(), scaled)
+
+
+def _layer(part: nn.Module, a: torch.Tensor, g: torch.Tensor, room: Take) -> _Dense:
+    kinds = {nn.Linear: _Dense, nn.Conv2d: _Convolution, nn.Embedding: _Embedding}
+    made: _Dense = kinds[type(part)](part, a, g, room)
+    return made
