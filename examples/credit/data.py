@@ -2,11 +2,14 @@
 
 They share most people, not all, and neither has them in the other's order. The first 6,000 people of the Adult census
 where HANSA_DATA is; else people who are made up from a seed. Well off means an income of over 50,000 a year.
+
+    python examples/credit/data.py FOLDER      writes bank.csv and shop.csv
 """
 
 import csv
 import gzip
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +47,7 @@ def write(folder: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(["id", *columns])
             writer.writerows([spell(names[row]), *(column[row] for column in columns.values())] for row in rows)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,4 +1,5 @@
-"""From two tables of different columns to a prediction: `hansa psi`, then training on shares, each party a process.
+"""From two tables of different columns to a prediction: `hansa psi`, training on shares, `hansa answer`; each party a
+process.
 
     pip install 'hansa[deploy,sklearn,torch,vertical]'
     python examples/credit/run.py [--keep FOLDER] [--picture roc.png]
@@ -84,6 +85,15 @@ def main(folder: Path, picture: str | None) -> None:
         folder,
         {me: ["mpc", "party", "--me", me, "--parties", "parties.toml", str(HERE / "train.py")] for me in PARTIES},
     )
+
+    print("\nhansa answer: three people, by their ids")
+    (folder / "who.txt").write_text("Customer-00001\nCustomer-00002\nCustomer-00003\n")
+    answer = ["answer", "--asker", "bank", "--model", str(HERE / "service.py"), "--yes"]
+    together(folder, {
+        "bank": [*answer, "--me", "bank", "--data", "bank.csv", "--ids", "who.txt", "--default", "null"],
+        "helper": [*answer, "--me", "helper", "--once"],
+        "shop": [*answer, "--me", "shop", "--data", "shop.csv", "--once"],
+    })  # fmt: skip
 
     labels, chance = np.loadtxt(folder / "bank-answers.csv", delimiter=" ").T
     parts = {me: one_hot(read_aligned(folder / f"{me}-aligned.csv")).split(0.7, seed=1) for me in OWNERS}

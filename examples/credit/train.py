@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import hansa.mpc
-from hansa.vertical import Glm
+from hansa.vertical import Glm, save_part
 from hansa.vertical.encode import one_hot
 from hansa.vertical.psi.files import read_aligned
 
@@ -23,6 +23,7 @@ with hansa.mpc.connect() as session:
         train = train.only([name for name in train.names if train[name].std() > 0])  # rare categories may be absent
     label = "well_off" if session.me == "bank" else None
     model = Glm(solver="newton", epochs=6, l2=0.01, errors=True).fit(session, train, label)
+    save_part(model, f"{session.me}-part.json", protocol="aby3")  # for service.py
     chance = model.predict(session, test, to="bank")
     if model.names:
         print(f"what {session.me} learns of its columns:\n{model.summary()}")
