@@ -1,21 +1,25 @@
 """Private set intersection, as processes over mutual TLS on this machine.
 
-    python benchmarks/psi.py [--power 20] [--rows 10000000]
+    python benchmarks/psi.py [ecdh-16] [fast-16] [ecdh-20] [fast-20] [coordinator-1m] [coordinator-10m]
 
+Two owners of 2¹⁶ or 2²⁰ keys, or two and a coordinator of a million or ten million rows each; a process and a core for
+each party.
 Beside each intersection its own floor is timed: for Diffie–Hellman the products alone, on as many processes; for the
 others a plain intersection of the same keys. Ratios are of CPU seconds, which a busy machine disturbs less.
 """
 
-import argparse
 import multiprocessing
 import os
 import resource
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from figures import figure
 from parties import play
 
 from hansa.core.runtime import Mesh
@@ -60,13 +64,14 @@ def run(count: int, **options: Any) -> list[End]:
     return ends
 
 
-def report(what: str, ends: list[End], floor: float, floor_name: str) -> None:
+def report(what: str, ends: list[End], floor: float, against: str) -> None:
     took, sent = max(end[0] for end in ends), sum(end[2] for end in ends)
     busiest, memory = max(end[1] for end in ends), sum(end[4] for end in ends)
-    print(f"psi {what}  {took:.2f}  s")
-    print(f"psi {what}, the busiest party's CPU  {busiest:.2f}  s  (ratio to {floor_name} {busiest / floor:.1f})")
-    print(f"psi {what}, all messages  {sent / 1e6:.1f}  MB")
-    print(f"psi {what}, peak memory of all parties  {memory / 1e6:.0f}  MB", flush=True)
+    target = TARGETS.get(what, {})
+    figure(f"psi {what}", took, "s", target.get("s", ""))
+    figure(f"psi {what}, the busiest party's CPU", busiest, "s", f"{against} × {busiest / floor:.2f}")
+    figure(f"psi {what}, all messages", sent / 1e6, "MB", target.get("MB", ""))
+    figure(f"psi {what}, peak memory of all parties", memory / 1e9, "GB", target.get("GB", ""))
 
 
 def _products(count: int) -> float:
@@ -94,23 +99,41 @@ def plain(count: int) -> float:
     return time.process_time() - began
 
 
-def two_owners(power: int = 16) -> None:
+def ecdh(power: int) -> None:
     n = 1 << power
     report(f"ecdh 2^{power}", run(n, protocol="ecdh"), products(n), "the products alone")
+
+
+def fast(power: int) -> None:
+    n = 1 << power
     report(f"fast 2^{power}", run(n, protocol="fast"), plain(n), "a plain intersection")
 
 
-def coordinated(rows: int) -> None:
+def coordinated(count: int) -> None:
     """In buckets: memory does not grow with the rows."""
-    for count in (rows // 4, rows):
-        ends = run(count, protocol="coordinator", coordinator="registry", bucket_keys=1 << 18)
-        report(f"coordinator, {count:,} rows", ends, plain(count), "a plain intersection")
+    ends = run(count, protocol="coordinator", coordinator="registry", bucket_keys=1 << 18)
+    report(f"coordinator, {count:,} rows", ends, plain(min(count, 10**6)) * max(1, count / 10**6), PLAIN)
 
+
+def two_owners() -> None:
+    ecdh(16)
+    fast(16)
+
+
+TARGETS = {
+    "ecdh 2^16": {"s": "target 3"},
+    "fast 2^16": {"s": "target 0.6"},
+    "ecdh 2^20": {"s": "target 45"},
+    "fast 2^20": {"s": "target 7", "MB": "target 120"},
+    "coordinator, 10,000,000 rows": {"s": "target 30", "GB": "target 3"},
+}
+PLAIN = "a plain intersection of 10^6, by the row,"
+FIGURES: dict[str, Callable[[], None]] = {
+    "ecdh-16": partial(ecdh, 16), "fast-16": partial(fast, 16), "ecdh-20": partial(ecdh, 20),
+    "fast-20": partial(fast, 20), "coordinator-1m": partial(coordinated, 10**6),
+    "coordinator-10m": partial(coordinated, 10**7),
+}  # fmt: skip
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--power", type=int, default=16, help="2^POWER keys for two owners")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of each owner, with a coordinator")
-    chosen = parser.parse_args()
-    two_owners(chosen.power)
-    coordinated(chosen.rows)
+    for name in sys.argv[1:] or ("ecdh-16", "fast-16", "coordinator-1m"):
+        FIGURES[name]()

@@ -1,6 +1,7 @@
 """The entries of one owner: digests and row numbers, in memory or in files, split by digest.
 
-    rows ──► digests ──► bin: first byte of the digest ──► 256 files of (digest, row), appended to as rows come
+    rows ──► digests ──► bin: first byte of the digest ──► 256 files of (digest, row), appended to as rows come;
+                                                           a small table's stay in memory
                          bucket: a run of bins, so many that each party's part of one fits into memory
 
 How many entries fall into a bucket depends on the keys: each bucket is filled up with random digests to a size that
@@ -10,11 +11,11 @@ follows from the sizes of the sets alone, so that the other owners learn nothing
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ Source: TypeAlias = Mapping[str, Any] | Callable[[], Iterable[Mapping[str, Any]]
 """A table: columns by name; or a function that reads one from its beginning, as pieces of consecutive rows."""
 
 BINS = 256
+_HELD = 1 << 18  # rows that are in memory whatever the table: fewer need no files
 _RECORD = DIGEST_BYTES + 8
 
 
@@ -52,16 +54,15 @@ class Entries:
 
     @classmethod
     def of(cls, chunks: Iterable[Mapping[str, Any]], keys: Keys, salt: bytes, folder: Path | None = None) -> "Entries":
-        """Reads a table in pieces; into a folder, which exists, or into memory.
+        """Reads a table in pieces; into memory, or if there is a folder, which exists, and many rows, into that.
 
         Raises:
           ConfigError, DataError: of `Keys`.
         """
-        whole: list[NDArray[np.uint8]] = []
+        held: list[NDArray[np.uint8]] = []
         rows = 0
         with ExitStack() as open_files:
-            paths = [] if folder is None else [_bin(folder, at) for at in range(BINS)]
-            files = [open_files.enter_context(open(path, "wb")) for path in paths]
+            files: list[BinaryIO] = []
             for chunk in chunks:
                 digests = keys.digests(chunk, salt, rows)
                 records = np.empty((len(digests), _RECORD), np.uint8)
@@ -69,15 +70,13 @@ class Entries:
                 numbers = np.arange(rows, rows + len(digests), dtype="<i8")
                 records[:, DIGEST_BYTES:] = numbers.view(np.uint8).reshape(-1, 8)
                 rows += len(digests)
-                if not files:
-                    whole.append(records)
-                    continue
-                order = np.argsort(digests[:, 0], kind="stable")
-                ends = np.cumsum(np.bincount(digests[:, 0], minlength=BINS))
-                for file, part in zip(files, np.split(records[order], ends[:-1]), strict=True):
-                    file.write(part.tobytes())
-        if folder is None:
-            records = _distinct(keys, np.concatenate([*whole, np.empty((0, _RECORD), np.uint8)]))
+                held.append(records)
+                if folder is not None and rows > _HELD:
+                    files = files or [open_files.enter_context(open(_bin(folder, at), "wb")) for at in range(BINS)]
+                    _append(files, np.concatenate(held))
+                    held.clear()
+        if folder is None or rows <= _HELD:
+            records = _distinct(keys, np.concatenate([*held, np.empty((0, _RECORD), np.uint8)]))
             records = records[np.argsort(records[:, 0], kind="stable")]
             sizes = np.bincount(records[:, 0], minlength=BINS).tolist()
             return cls(keys, rows, tuple(sizes), hashlib.sha256(records.tobytes()).digest(), None, records)
@@ -130,6 +129,14 @@ def filled(digests: NDArray[np.uint8], size: int, entropy: Entropy) -> NDArray[n
     missing = size - len(digests)
     dummies = np.frombuffer(entropy(DIGEST_BYTES * missing), np.uint8).reshape(-1, DIGEST_BYTES)
     return np.concatenate([digests, dummies])
+
+
+def _append(files: Sequence[BinaryIO], records: NDArray[np.uint8]) -> None:
+    """Each record to the file of its bin."""
+    bins = records[:, 0]
+    ends = np.cumsum(np.bincount(bins, minlength=BINS))
+    for file, part in zip(files, np.split(records[np.argsort(bins, kind="stable")], ends[:-1]), strict=True):
+        file.write(part.tobytes())
 
 
 def _distinct(keys: Keys, records: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -110,7 +110,8 @@ def evaluate_own(
       width: of code words, in bits.
       entropy: gives secret random bytes.
     """
-    words = np.frombuffer(entropy(len(table) * width // 8), np.uint64).reshape(len(table), -1).copy()
+    words, empty = np.empty((len(table), width // 64), np.uint64), np.flatnonzero(table < 0)
+    words[empty] = np.frombuffer(entropy(len(empty) * width // 8), np.uint64).reshape(len(empty), -1)
     for which in range(HASHES):
         bins = np.flatnonzero((table >= 0) & (table % HASHES == which))
         words[bins] = codes(digests[table[bins] // HASHES], which, session.salt, width)
