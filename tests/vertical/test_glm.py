@@ -123,6 +123,29 @@ def test_multinomial_models_tell_classes_apart(solver: str) -> None:
     assert ours >= plain.score(standard(data.data[:, :6]), data.target) - 0.03
 
 
+def test_errors_of_a_multinomial_model_are_those_of_fishers_information() -> None:
+    """On the space where coefficients sum to 0 over the classes, whose pseudo-inverse the plain way takes."""
+    data = load_wine()
+    x, y, l2 = data.data[:, [0, 6, 9]], data.target, 0.02
+    parts = fit(Glm(family="multinomial", solver="newton", epochs=60, l2=l2, errors=True), x, y)
+    design = np.column_stack([np.ones(len(x)), standard(x)])
+    plain = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-8, max_iter=1000).fit(standard(x), y)
+    np.testing.assert_allclose(together(parts), plain.coef_.T, atol=0.02)
+    p = plain.predict_proba(standard(x))
+    d, classes = design.shape[1], 3
+    information = np.zeros((classes * d, classes * d))
+    for row, mean in zip(design, p, strict=True):
+        information += np.kron(np.diag(mean) - np.outer(mean, mean), np.outer(row, row))
+    information += np.kron(np.eye(classes), np.diag([0.0] + [l2 * len(x)] * (d - 1)))
+    apart = np.kron(np.eye(classes) - 1 / classes, np.eye(d))
+    errors = np.sqrt(np.diag(np.linalg.pinv(apart @ information @ apart, rcond=1e-10))).reshape(classes, d).T[1:]
+    ours = np.concatenate([part.standard_errors for part, _ in parts if part.names])
+    np.testing.assert_allclose(ours, errors / x.std(0)[:, None], rtol=0.05)
+    first = parts[0][0]
+    assert first.p_values.shape == (1, 3) and (first.p_values >= 0).all() and (first.p_values <= 1).all()
+    assert len(first.summary().splitlines()) == 1 + 3 + 1
+
+
 def test_class_weights_are_those_of_the_plain_fit(cancer: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = cancer
     text = np.array(["ill", "well"], object)[y]

@@ -36,7 +36,8 @@ class FittedGlm:
       coefficients: of standardised columns, of shape (columns, outputs).
       intercept: of shape (outputs,); at the label owner alone, else None.
       classes: of the label, in the order of the outputs; at the label owner alone.
-      standard_errors: of the coefficients in the columns' own unit; None unless asked for.
+      standard_errors: of `raw`, of shape (columns,), or (columns, classes) for a multinomial model, whose coefficients
+        sum to 0 over the classes; None unless asked for.
       everyone: all coefficients by owner, on standardised columns, where all were opened to all.
       others: the secret coefficients of owners that do not compute; `session.save` writes their shares.
     """
@@ -61,15 +62,16 @@ class FittedGlm:
 
     @property
     def p_values(self) -> NDArray[np.float64]:
-        """Two-sided, by Wald's test against the normal distribution, of shape (columns,).
+        """Two-sided, by Wald's test against the normal distribution, of the shape of the standard errors.
 
         Raises:
           ConfigError: the model was fitted without errors=True.
         """
         if self.standard_errors is None:
             raise ConfigError("the model was fitted without standard errors: fit it with errors=True.")
-        z = np.abs(self.raw[:, 0] / self.standard_errors)
-        return np.array([math.erfc(each / math.sqrt(2)) for each in z])
+        errors = self.standard_errors
+        z = np.abs((self.raw if errors.ndim == 2 else self.raw[:, 0]) / errors)
+        return np.array([math.erfc(each / math.sqrt(2)) for each in z.flat]).reshape(z.shape)
 
     def scores(self, table: AlignedTable) -> NDArray[np.float64]:
         """This party's share of the score of each row, of shape (rows, outputs); never sent as it is."""
@@ -124,9 +126,12 @@ class FittedGlm:
         errors = self.standard_errors
         lines = [f"{'':24}{'coefficient':>14}" + (f"{'std. error':>14}{'p':>10}" if errors is not None else "")]
         for at, name in enumerate(self.names):
-            values = "  ".join(f"{each:12.6g}" for each in self.raw[at])
-            more = "" if errors is None else f"{errors[at]:14.6g}{self.p_values[at]:10.3g}"
-            lines.append(f"{name[:23]:24}  {values}{more}")
+            if errors is None:
+                lines.append(f"{name[:23]:24}  " + "  ".join(f"{each:12.6g}" for each in self.raw[at]))
+                continue
+            tested = zip(self.raw[at], np.atleast_1d(errors[at]), np.atleast_1d(self.p_values[at]), strict=True)
+            for output, (value, error, p) in enumerate(tested):  # of several classes, a line for each
+                lines.append(f"{'' if output else name[:23]:24}  {value:12.6g}{error:14.6g}{p:10.3g}")
         if self.intercept is not None:
             at_means = "  ".join(f"{each:12.6g}" for each in self.intercept)
             lines.append(f"{'intercept (at means)':24}  {at_means}")
@@ -150,7 +155,7 @@ def opened(
     others: Mapping[str, torch.Tensor],
 ) -> FittedGlm:  # fmt: skip
     """Opens each owner's coefficients, to it alone or to all."""
-    own, errors, everyone = np.zeros((0, meeting.outputs)), np.zeros((0, 1)), {}
+    own, errors, everyone = np.zeros((0, meeting.outputs)), np.zeros((0, meeting.outputs)), {}
     for owner in meeting.owners:
         if owner in others and glm.open_to == "owner":
             continue
@@ -166,8 +171,10 @@ def opened(
     if session.me == meeting.label_owner:
         intercept, own, errors = own[0], own[1:], errors[1:]
     deviation = (
-        np.sqrt(np.maximum(errors[:, 0], 0) / max(1, meeting.rows)) / mine.scale if variance is not None else None
+        np.sqrt(np.maximum(errors, 0) / max(1, meeting.rows)) / mine.scale[:, None] if variance is not None else None
     )
+    if deviation is not None and glm.family != "multinomial":
+        deviation = deviation[:, 0]
     return FittedGlm(
         glm, session.me, meeting.label_owner, mine.names, mine.mean, mine.scale, own, intercept, mine.classes,
         deviation, everyone if glm.open_to == "all" else None,

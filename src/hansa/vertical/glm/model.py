@@ -95,8 +95,6 @@ class Glm:
         require(self.l1 >= 0 and self.l2 >= 0, f"l1={self.l1}, l2={self.l2}: neither may be negative.")
         newton = "needs a gradient everywhere: take solver='sgd' for l1."
         require(not (self.l1 and self.solver == "newton"), f"l1={self.l1}: Newton's method {newton}")
-        kind = "multinomial models have none here: fit one logistic model for each class."
-        require(not (self.errors and self.family == "multinomial"), f"errors=True: {kind}")
         weighted = self.class_weight is None or self.family in ("logistic", "multinomial")
         require(weighted, f"class_weight={self.class_weight!r}: a {self.family} model has no classes.")
 

@@ -102,14 +102,40 @@ def newton(problem: Problem, state: torch.Tensor, done: int) -> Iterator[torch.T
 
 
 def variance(problem: Problem, beta: torch.Tensor) -> torch.Tensor:
-    """The variance of each coefficient, times n: the diagonal of the inverse matrix at the end."""
+    """The variance of each coefficient, times n, of shape (width, outputs): diagonals of the inverse at the end."""
     meeting = problem.meeting
     mean, distance = problem.residuals(beta)
+    if problem.glm.family == "multinomial":
+        return _of_classes(problem, mean)
     inverse = _inverse(problem.curvature(mean))
     diagonal = (inverse * torch.eye(meeting.width)).sum(1, keepdim=True)
     if problem.glm.family == "linear":
         diagonal = diagonal * ((distance * distance).sum() * (1 / (meeting.rows - meeting.width)))
     return diagonal
+
+
+def _of_classes(problem: Problem, mean: torch.Tensor) -> torch.Tensor:
+    """Of a multinomial model, whose coefficients sum to 0 over the classes.
+
+    Its matrix has the blocks Xᵀ diag(pₖ (1[k = l] − pₗ)) X / n, plus l2 where k = l. In the direction in which all
+    classes move alike it is l2 alone, so that it has no inverse: c is added in that direction, and what comes of it,
+    1 / (K (c + l2)), is taken off again.
+    """
+    glm, meeting, classes = problem.glm, problem.meeting, problem.meeting.outputs
+    c, pull = 0.25, meeting.penalised[:, 0] * glm.l2
+    weight = problem.weight
+    rows = []
+    for k in range(classes):
+        blocks = []
+        for other in range(classes):
+            w = mean[:, k : k + 1] * (float(k == other) - mean[:, other : other + 1])
+            block = (problem.x.T @ (problem.x * (w if weight is None else w * weight))) * (1 / meeting.rows)
+            alike = torch.eye(meeting.width) * (c / classes)
+            blocks.append(block + (torch.diag(pull) + alike if k == other else alike))
+        rows.append(torch.cat(blocks, 1))
+    inverse = _inverse(torch.cat(rows))
+    diagonal = (inverse * torch.eye(classes * meeting.width)).sum(1).reshape(classes, meeting.width).T
+    return diagonal - (1 / (classes * (c + pull)))[:, None]
 
 
 def _threshold(beta: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
