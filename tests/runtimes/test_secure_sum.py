@@ -1,5 +1,6 @@
 """Secure sums in a federation of real processes: what leaves a worker, what a server has on disk, what faults do."""
 
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,27 @@ def test_a_sum_with_a_helper_that_dies_is_void_and_done_again_with_its_successor
 MPC = """
 from hansa.stages.mpc_sum import MpcSum
 """
+
+
+def test_what_a_job_prints_and_its_errors_say_stays_at_a_worker_that_hides_its_update(tmp_path: Path) -> None:
+    job = write_secure(tmp_path / "job", rounds=1)
+    broken = "who = 'Jane' + ' Doe'; print('of', who)\n        raise ValueError('ward 7: ' + who)\n        w = params"
+    job.write_text(job.read_text().replace("w = params", broken, 1))
+    with Federation(tmp_path, workers=3) as federation:
+        federation.start_server()
+        federation.start_workers(data_of(job))
+        run = federation.submit(job)
+        status = federation.wait(run)
+        assert status["state"] == "failed" and "Jane Doe" not in status["reason"]
+        assert "job.py" in status["reason"] and "ValueError, whose words are in the worker's log" in status["reason"]
+        with federation.client() as client:
+            lines = [line["text"] for line in client.logs(run)]
+        assert not any("Jane Doe" in line for line in lines), lines
+        assert federation.server is not None and "Jane Doe" not in federation.server.output
+        failed = re.search(r"(w\d): the job's code failed", status["reason"])
+        assert failed is not None, status["reason"]
+        for text in ("of Jane Doe", "ValueError: ward 7: Jane Doe"):
+            federation.workers[failed[1]].wait_for(f"the job prints: {text}")
 
 
 def test_a_federation_without_identities_refuses_a_secure_sum(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from hansa.core.job import Job
 from hansa.core.model import Role
 from hansa.core.pipeline import Bound
-from hansa.privacy.threats import Adversary, declared
+from hansa.privacy.threats import OWN, Adversary, declared
 
 
 def who_sees_what(job: Job, population: int) -> dict[str, str]:
@@ -23,6 +23,13 @@ def who_sees_what(job: Job, population: int) -> dict[str, str]:
         "whoever fetches the model": "the aggregated model",
         "nobody but the worker": "its data, its memory" + (f", its private tensors {private}" if private else ""),
     }
+
+
+def hides_workers(job: Job) -> bool:
+    """Whether a job promises to hide single contributions, or records, from the server."""
+    reducer = job.pipeline.reducer
+    own = any(declared(stage) == OWN for stage in job.pipeline.stages)
+    return own or job.algorithm.work.dp is not None or (reducer is not None and reducer.sees == "total")
 
 
 def _server(job: Job, bound: Bound) -> str:

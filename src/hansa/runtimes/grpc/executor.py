@@ -5,9 +5,9 @@
 A frame is 4 bytes (length of the header, little-endian), a header in JSON, and `size` raw bytes where the header has
 `size`. Content too large for a frame is a file in the run's folder, named in the header. Nothing is ever unpickled.
 
-    {"do": "load", entry, bundle, data, folder}      → {"did": "load", fingerprint} or {"did": "failed", reason}
+    {"do": "load", entry, bundle, data, folder}      → {"did": "load", fingerprint, hides} or {"did": "failed" …}
     {"do": "perform", task, down, frozen}            → {"did": "message", key, leg, seconds, name, tag, size | file}
-    {"do": "answer", key, leg, message}              → {"did": "message" …}, or {"did": "failed", key, reason, gone}
+    {"do": "answer", key, leg, message}              → the same, or {"did": "failed", key, reason, gone, hides}
     {"do": "forget", keys}
 
 In the middle of a task the executor may ask for what needs keys: see `seat`.
@@ -36,6 +36,7 @@ from hansa.core.runtime import Task
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.worker import perform
 from hansa.data.files import load as load_data
+from hansa.privacy.disclosure import hides_workers
 from hansa.runtimes.failpoint import failpoint
 from hansa.runtimes.forms import task_of
 from hansa.runtimes.grpc.seat import DistantSeat
@@ -128,6 +129,7 @@ class Executor:
         self._memories: DiskMemories
         self._folder: Path
         self._fingerprint = ""
+        self._hides = False
         self._talking: dict[str, Conversation] = {}
         self._frozen: tuple[str, Tensors] = ("", EMPTY)
 
@@ -145,7 +147,8 @@ class Executor:
                     traceback.print_exc()
                     sys.stderr.flush()
                 gone = isinstance(error, SecretRoundVoid)  # it refused this attempt, and takes part in another
-                self._frames.write({"did": "failed", "key": key, "reason": _reason(error), "gone": gone})
+                said = {"reason": _reason(error, self._hides), "gone": gone, "hides": self._hides}
+                self._frames.write({"did": "failed", "key": key, **said})
 
     def _ask(self, header: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], bytes]:
         """Asks the worker in the middle of a task; what else it says meanwhile is done afterwards."""
@@ -160,10 +163,12 @@ class Executor:
         self._folder = Path(folder)
         self._memories = DiskMemories(self._folder / "memory")
         self._job = load_job(entry)
-        self._fingerprint = self._job.fingerprint(bundle)
+        self._fingerprint, self._hides = self._job.fingerprint(bundle), hides_workers(self._job)
         self._data = load_data(data) if data is not None else None
         examples = len(self._data) if data is not None else 0
-        self._frames.write({"did": "load", "fingerprint": self._fingerprint, "examples": examples})
+        self._frames.write(
+            {"did": "load", "fingerprint": self._fingerprint, "examples": examples, "hides": self._hides}
+        )
 
     def _perform(self, raw: bytes, task: dict[str, Any], down: str, frozen: str, size: int = 0) -> None:
         asked = task_of(task)
@@ -259,12 +264,18 @@ def _mapped(path: Path) -> Buffer:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _reason(error: Exception) -> str:
-    """The sentence for the server: of our errors their own words, of others the lines of the job that failed."""
+def _reason(error: Exception, hides: bool) -> str:
+    """The sentence for the server: of our errors their own words, of others the lines of the job that failed.
+
+    Where the job hides what workers hold, only the kind of a foreign error: what it says may be an example's content.
+    """
+    name = type(error).__name__
     if isinstance(error, HansaError):
-        return f"{type(error).__name__}: {error}"
-    last = traceback.format_exception(error)[-6:]
-    return "the job's code failed: " + "".join(last).strip()[-1500:]
+        return f"{name}: {error}"
+    if hides:
+        lines = "".join(traceback.format_tb(error.__traceback__)[-5:]).strip()
+        return f"the job's code failed: {lines[-1400:]}\n{name}, whose words are in the worker's log"
+    return "the job's code failed: " + "".join(traceback.format_exception(error)[-6:]).strip()[-1500:]
 
 
 def main() -> None:

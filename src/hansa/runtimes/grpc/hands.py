@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -16,19 +17,24 @@ from hansa.runtimes.grpc.executor import frame
 from hansa.runtimes.grpc.seat import answered
 from hansa.runtimes.grpc.wire import REASON
 
+LOG = logging.getLogger("hansa.worker")
 _LINES = 50  # of output a second that go to the run's log
 
 
 class Crashed(Exception):
-    """The executor died; says how, with the last lines it wrote."""
+    """The executor died; says how, with the last lines it wrote unless they stay here."""
 
 
 class Hands:
-    """A running executor. `ask` says something to it and waits for its answer, one at a time."""
+    """A running executor. `ask` says something to it and waits for its answer, one at a time.
+
+    What a job prints may be an example's own content. It goes to the run's log where the server sees each contribution
+    anyway, and to this worker's log where the job promises to hide them; until `decide` says which, it waits.
+    """
 
     @classmethod
     async def start(cls, folder: Path, device: str, log: Callable[[str], None]) -> "Hands":
-        """Starts one that works in `folder`; what it prints goes to `log`, line by line."""
+        """Starts one that works in `folder`; what it prints goes to `log`, line by line, if it may leave."""
         mine, its = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name not in ("GRPC_SSL_CIPHER_SUITES",)}
         if device:
@@ -54,7 +60,24 @@ class Hands:
     ) -> None:
         self._process, self._reader, self._writer, self._log = process, reader, writer, log
         self._last: collections.deque[str] = collections.deque(maxlen=12)
+        self._hides: bool | None = None
+        self._waiting: list[str] = []
         self._printing = asyncio.create_task(self._print())
+
+    def decide(self, hides: bool) -> None:
+        """Says, once the job is known, whether what it prints stays here."""
+        self._hides = hides
+        for text in self._waiting:
+            self._tell(text)
+        self._waiting.clear()
+
+    def _tell(self, text: str) -> None:
+        if self._hides is None:
+            self._waiting.append(text)
+        elif self._hides:
+            LOG.info("the job prints: %s", text)
+        else:
+            self._log(text)
 
     @property
     def alive(self) -> bool:
@@ -85,7 +108,9 @@ class Hands:
             code = await self._process.wait()
             await asyncio.wait([self._printing], timeout=1)
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            said = " | ".join(self._last)[-1500:]
+            if self._hides is None:
+                self.decide(True)
+            said = "its last words are in the worker's log" if self._hides else " | ".join(self._last)[-1500:]
             raise Crashed(f"the job's process died ({how}){f': {said}' if said else ''}") from None
 
     async def _heard(self) -> tuple[dict[str, Any], bytes]:
@@ -122,6 +147,6 @@ class Hands:
                 second, count = clock(), 0
             count += 1
             if count <= _LINES:
-                self._log(text)
+                self._tell(text)
             elif count == _LINES + 1:
-                self._log("… more lines within a second are left out")
+                self._tell("… more lines within a second are left out")

@@ -420,6 +420,7 @@ class Worker:
         header, _ = await hands.ask(
             {"do": "load", "entry": str(entry), "bundle": bundle.hash, "data": self._data, "folder": str(run.folder)}
         )
+        hands.decide(header["hides"])
         if header["did"] == "failed":
             hands.end()
             raise Refused(header["reason"])
