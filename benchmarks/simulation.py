@@ -95,7 +95,7 @@ class RandomClients(Clients):
         x = r.random((pool, 784), dtype=np.float32)
         return Dataset(x=x, y=r.integers(0, classes, pool)), starts, sizes
 
-    @property
+    @cached_property
     def ids(self) -> Sequence[str]:
         return [f"{i:04}" for i in range(len(self._pool[1]))]
 

@@ -102,9 +102,10 @@ class Tensors(Mapping[str, Array]):
 
     def first_not_finite(self) -> str | None:
         """The name of the first array with a NaN or an infinity, or None."""
-        for name, (_, dtype) in self.shapes.items():
-            if dtype.startswith("float") and not all(finite(block) for _, block in self.blocks(name)):
-                return name
+        with np.errstate(all="ignore"):
+            for name, (_, dtype) in self.shapes.items():
+                if dtype.startswith("float") and not all(_finite(block) for _, block in self.blocks(name)):
+                    return name
         return None
 
     # -- parts
@@ -200,10 +201,9 @@ def squares(block: np.ndarray) -> np.float64:
     return np.float64(np.add.reduce(wide.reshape(-1)))
 
 
-def finite(block: np.ndarray) -> bool:
+def _finite(block: np.ndarray) -> bool:
     """Whether all numbers are finite: by one product, which is infinite or NaN if any is; then looked at closely."""
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(np.dot(block, block)) or np.isfinite(block).all())
+    return math.isfinite(np.dot(block, block)) or bool(np.isfinite(block).all())
 
 
 def stack(trees: Sequence[Tensors]) -> Tensors:
