@@ -92,7 +92,7 @@ def test_programs_that_differ_end_in_one_error() -> None:
         value = torch.ones(5 if mesh.me == "a" else 6, dtype=torch.int64)
         protocol.open(protocol.input(value, value.shape, mesh.me))
 
-    with pytest.raises(ProtocolError, match="sent .* bytes as 'open' of .*: the programs differ"):
+    with pytest.raises(ProtocolError, match=r"'[ab]' sent .* bytes as 'open' where .* belong: the programs differ"):
         together(LocalMesh.of(("a", "b")), party)
 
 

@@ -19,7 +19,7 @@ truncates each, which is off by 2^(64−f) with probability |z| / 2⁶³ for eac
 
 from hansa.mpc.aby3.share import Sharing
 from hansa.mpc.protocol import Bilinear, Share
-from hansa.mpc.ring.words import Words, heavy, light, received
+from hansa.mpc.ring.words import Words, heavy, light, taken
 
 _HALF = 1 << 62
 _LOW = (1 << 63) - 1
@@ -61,7 +61,7 @@ class Arithmetic(Sharing):
             return beta, alpha
         if self.me == 1:
             beta = self._with_next.draw_like(z)
-            masked, high, most = (received(each, z) for each in self.mesh.recv(self.next, "truncate"))
+            masked, high, most = taken(self.mesh, self.next, "truncate", z, z, z)
             mine, other, mask = z + masked, self.previous, beta
         else:
             rho, high, most, alpha = (self._with_previous.draw_like(z) for _ in range(4))

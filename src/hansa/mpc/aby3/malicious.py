@@ -31,6 +31,7 @@ from hansa.mpc.protocol import Bilinear, Cost, Ring, Share
 from hansa.mpc.ring import wide
 from hansa.mpc.ring.random import KEY_BYTES, Prg
 from hansa.mpc.ring.wide import MODULUS, PACKED_BYTES, WORDS, Wide
+from hansa.runtimes.mesh.messages import named, parts, sized
 
 _MASK_BITS = 103
 _OFFSET = 1 << 62
@@ -103,7 +104,7 @@ class MaliciousAby3(Sharing):
             self.mesh.send(self.next, "input", [wide.packed(rest)])
             pair = mask, rest
         elif self.me == (at + 1) % 3:
-            pair = wide.unpacked(self.mesh.recv(owner, "input")[0], size), zero
+            pair = wide.unpacked(self._numbers(owner, "input", size.numel()), size), zero
         else:
             pair = zero, wide.drawn(self._with_next, size)
         return self._coded(pair, self._reshared([self._product(self._key, pair, torch.mul)])[0])
@@ -140,10 +141,13 @@ class MaliciousAby3(Sharing):
             self.mesh.send(self.next, tag, [hashlib.sha256(mine[0]).digest()[:_DIGEST]])
         if self.mesh.me not in receivers:
             return None
-        third = bytes(self.mesh.recv(self.next, tag)[0])
-        if bytes(self.mesh.recv(self.previous, tag)[0]) != hashlib.sha256(third).digest()[:_DIGEST]:
+        third = sized(self.mesh, self.next, tag, len(mine[0]))
+        if sized(self.mesh, self.previous, tag, _DIGEST) != hashlib.sha256(third).digest()[:_DIGEST]:
             raise _deviation(f"'{self.next}' and '{self.previous}' hold different shares of one secret")
         return third
+
+    def _numbers(self, sender: str, tag: str, count: int) -> bytes:
+        return sized(self.mesh, sender, tag, count * PACKED_BYTES)
 
     # -- numbers
 
@@ -204,8 +208,9 @@ class MaliciousAby3(Sharing):
             mine, theirs = self._mine(each[0].shape)
             masked.append(wide.added(each, wide.subtracted(mine, theirs)))
         self.mesh.send(self.previous, "product", [wide.packed(each) for each in masked])
-        raws = self.mesh.recv(self.next, "product")
-        return [(mine, wide.unpacked(raw, mine[0].shape)) for mine, raw in zip(masked, raws, strict=True)]
+        raws = parts(self.mesh, self.next, "product", len(masked))
+        with named(self.next):
+            return [(mine, wide.unpacked(raw, mine[0].shape)) for mine, raw in zip(masked, raws, strict=True)]
 
     def _coded(self, value: tuple[Wide, Wide], code: tuple[Wide, Wide]) -> Coded:
         share = Coded.of([*value, *code])
@@ -239,7 +244,7 @@ class MaliciousAby3(Sharing):
         zero = [_whole(part) for part in self._mine(torch.Size(()))]
         mine = (key[0] * (a + b) + key[1] * a + zero[0] - zero[1]) % MODULUS
         self.mesh.send(self.previous, "check", [mine.to_bytes(PACKED_BYTES, "little")])
-        theirs = int.from_bytes(bytes(self.mesh.recv(self.next, "check")[0]), "little")
+        theirs = int.from_bytes(self._numbers(self.next, "check", 1), "little")
         difference = [(code - product) % MODULUS for code, product in ((code_a, mine), (code_b, theirs))]
         third = self._third("difference", [each.to_bytes(PACKED_BYTES, "little") for each in difference], self.names)
         assert third is not None

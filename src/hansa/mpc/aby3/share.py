@@ -14,7 +14,8 @@ from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
 from hansa.mpc.protocol import Protocol, Ring, Share
 from hansa.mpc.ring.random import KEY_BYTES, Prg
-from hansa.mpc.ring.words import Words, raw, received
+from hansa.mpc.ring.words import Words, raw, taken
+from hansa.runtimes.mesh.messages import sized
 
 
 class Sharing(Protocol):
@@ -36,7 +37,7 @@ class Sharing(Protocol):
         self.next, self.previous = self.names[(self.me + 1) % 3], self.names[(self.me - 1) % 3]
         mine = secrets.token_bytes(KEY_BYTES)
         mesh.send(self.previous, "key", [mine])
-        self._with_previous, self._with_next = Prg(mine), Prg(bytes(mesh.recv(self.next, "key")[0]))
+        self._with_previous, self._with_next = Prg(mine), Prg(sized(mesh, self.next, "key", KEY_BYTES))
         self._own = Prg(secrets.token_bytes(KEY_BYTES))
 
     # -- messages
@@ -46,8 +47,8 @@ class Sharing(Protocol):
 
     def _recv(self, sender: str, tag: str, like: Words) -> Words:
         """As many words as these, of their kind."""
-        (buffer,) = self.mesh.recv(sender, tag)
-        return received(buffer, like)
+        (words,) = taken(self.mesh, sender, tag, like)
+        return words
 
     def _around(self, tag: str, words: Words) -> Words:
         """Sends to the party before, and receives as much from the party after."""

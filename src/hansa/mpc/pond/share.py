@@ -19,7 +19,8 @@ from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
 from hansa.mpc.protocol import Protocol, Ring, Share
 from hansa.mpc.ring.random import KEY_BYTES, Prg
-from hansa.mpc.ring.words import Words, raw, received
+from hansa.mpc.ring.words import Words, raw, taken
+from hansa.runtimes.mesh.messages import sized
 
 _DEALER = 2
 _WINDOW = 1 << 26  # bytes that the dealer may be ahead of the servers
@@ -92,7 +93,7 @@ class Sharing(Protocol):
         self._keys = {}
         for at, name in enumerate(self.names):
             if at < self.me:
-                self._keys[at] = Prg(bytes(mesh.recv(name, "key")[0]))
+                self._keys[at] = Prg(sized(mesh, name, "key", KEY_BYTES))
             elif at > self.me:
                 mine = secrets.token_bytes(KEY_BYTES)
                 mesh.send(name, "key", [mine])
@@ -106,7 +107,7 @@ class Sharing(Protocol):
 
     def _recv(self, sender: str, tag: str, *like: Words) -> list[Words]:
         """As many words as these, of their kinds."""
-        return [received(each, other) for each, other in zip(self.mesh.recv(sender, tag), like, strict=True)]
+        return taken(self.mesh, sender, tag, *like)
 
     def _swap(self, tag: str, *words: Words) -> list[Words]:
         """Server to server."""

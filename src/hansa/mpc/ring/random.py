@@ -45,7 +45,7 @@ class Prg:
         return self._bytes(words.nbytes).view(words.dtype).reshape(words.shape)
 
     def _bytes(self, size: int) -> np.ndarray:
-        if size > _SMALL:
+        if not 0 < size <= _SMALL:
             return self._fresh(size)
         at, end = self._used, self._used + size
         if end > len(self._block):

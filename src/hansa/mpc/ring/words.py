@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from hansa.core.checkpoint import Buffer
+from hansa.core.errors import ProtocolError
+from hansa.core.runtime import Mesh
 from hansa.mpc.protocol import Share
 
 Words: TypeAlias = Any
@@ -65,8 +67,22 @@ def raw(words: Words) -> memoryview:
     return view
 
 
-def received(buffer: Buffer, like: Words) -> Words:
-    """A message, in the shape, dtype and kind of these."""
+def taken(mesh: Mesh, sender: str, tag: str, *like: Words) -> list[Words]:
+    """What a party sends: as many words as these, of their shapes, dtypes and kinds.
+
+    Raises:
+      ProtocolError: it sends others; names it.
+    """
+    buffers = mesh.recv(sender, tag)
+    sizes, wanted = [len(each) for each in buffers], [each.nbytes for each in like]
+    if sizes != wanted:
+        raise ProtocolError(
+            f"'{sender}' sent {sizes} bytes as '{tag}' where {wanted} belong: the programs differ, or it is broken."
+        )
+    return [_words(buffer, each) for buffer, each in zip(buffers, like, strict=True)]
+
+
+def _words(buffer: Buffer, like: Words) -> Words:
     if isinstance(like, np.ndarray):
         return np.frombuffer(buffer, like.dtype).reshape(like.shape)
     if not len(buffer):

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hansa.core.errors import ConfigError, ProtocolError
+from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
 from hansa.crypto.oblivious_transfer import OtReceiver, OtSender
 from hansa.mpc.protocol import Protocol, Ring, Share
 from hansa.mpc.ring.random import KEY_BYTES, Prg
+from hansa.mpc.ring.words import taken
+from hansa.runtimes.mesh.messages import sized
 
 
 class Sharing(Protocol):
@@ -40,7 +42,7 @@ class Sharing(Protocol):
             mesh.send(self.other, "key", [key])
             self._sender, self._receiver = OtSender(mesh, self.other), OtReceiver(mesh, self.other)
         else:
-            key = bytes(mesh.recv(self.other, "key")[0])
+            key = sized(mesh, self.other, "key", KEY_BYTES)
             self._receiver, self._sender = OtReceiver(mesh, self.other), OtSender(mesh, self.other)
         self._common, self._own = Prg(key), Prg(secrets.token_bytes(KEY_BYTES))
 
@@ -51,12 +53,8 @@ class Sharing(Protocol):
 
     def _recv(self, tag: str, like: np.ndarray) -> np.ndarray:
         """An array of this one's shape and dtype."""
-        (raw,) = self.mesh.recv(self.other, tag)
-        if len(raw) != like.nbytes:
-            raise ProtocolError(
-                f"'{self.other}' sent {len(raw)} bytes as '{tag}' of {like.shape}: the programs differ."
-            )
-        return np.frombuffer(raw, like.dtype).reshape(like.shape)
+        words: np.ndarray = taken(self.mesh, self.other, tag, like)[0]
+        return words
 
     # -- in and out
 

@@ -396,7 +396,7 @@ class _In:
         if self.socket.gettimeout() != deadline_s:
             self.socket.settimeout(deadline_s)
         kind, named, count, size = _FRAME.unpack(self._take(_FRAME.size))
-        if size > _LARGEST or size < named + 8 * count:
+        if kind > _LOST or size > _LARGEST or size < named + 8 * count:
             raise ConnectionError("a frame that no party of ours sends")
         whole = self._take(size)
         lengths = struct.unpack_from(f"<{count}Q", whole, named)
@@ -406,7 +406,7 @@ class _In:
             at += length
         if at != size:
             raise ConnectionError("a frame whose buffers do not fill it")
-        return kind, bytes(whole[:named]).decode(), buffers
+        return kind, bytes(whole[:named]).decode(errors="replace"), buffers
 
     def _take(self, size: int) -> memoryview:
         """So many bytes, in memory of their own."""
