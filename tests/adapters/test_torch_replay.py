@@ -210,6 +210,28 @@ def test_a_step_that_is_not_proportional_to_the_batch_is_traced_for_each_size(mo
     assert traced == [10, 3, 7, 5]
 
 
+class Moody(nn.Module):
+    """A layer that goes another way for batches of one size, which no graph of another size shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (2 if len(x) == 5 else 1)
+
+
+def test_a_scaled_step_is_held_against_the_plain_loop_too(caplog):
+    plain = TorchModel(Moody, F.cross_entropy, loop="plain")
+    model = replace(plain, loop="replay")
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        for examples in (33, 37, 36, 35):
+            asked = LocalWork(lr=0.1, epochs=1, batch_size=10)
+            one, other = (fit(each, asked, examples=examples) for each in (model, plain))
+            assert apart(one.params, other.params) < 1e-5
+            assert ("differs from the plain loop" in caplog.text) == (examples == 35)
+
+
 def test_another_learning_rate_is_another_argument_and_no_other_trace(monkeypatch):
     traced = []
     honest = torch_replay.trace
