@@ -23,10 +23,22 @@ from hansa.core.errors import ConfigError, HansaError, ProtocolError
 from hansa.crypto.paillier import PrivateKey
 from hansa.mpc.session import Session
 from hansa.runtimes.mesh import LocalMesh
-from hansa.vertical import AlignedTable, Glm, Keys, agree_categories, correlation, intersect, relate, scalings, serve
+from hansa.vertical import (
+    AlignedTable,
+    Glm,
+    Keys,
+    agree_categories,
+    coordinate,
+    correlation,
+    intersect,
+    relate,
+    scalings,
+    serve,
+)
 from hansa.vertical.boosting import EncryptedBoosting
 from hansa.vertical.boosting.shared import SharedBoosting
 from hansa.vertical.predict import Asker, People
+from hansa.vertical.psi import Prepared, cardinality, intersection_sum, look_up
 from hansa.vertical.split import SplitLearning
 
 GARBAGE: dict[str, list[Buffer]] = {
@@ -38,6 +50,7 @@ GARBAGE: dict[str, list[Buffer]] = {
     "another form": [b'{"what": ["a"], "rows": -1}'],
     "too many parts": [b"[1]", b"[2]", b"[3]"],
 }
+ZEROS: list[Buffer] = [b"zeros of the right size"]
 N = 24
 KEY = PrivateKey.generate()
 X, Y = np.random.default_rng(0).normal(size=(N, 4)), np.arange(N) % 2
@@ -49,7 +62,9 @@ class Garbler(LocalMesh):
     tag, garbage = "", list[Buffer]()
 
     def send(self, to: str, tag: str, buffers: Sequence[Buffer]) -> None:
-        super().send(to, tag, self.garbage if tag == self.tag else buffers)
+        if tag == self.tag:
+            buffers = [bytes(len(each)) for each in buffers] if self.garbage is ZEROS else self.garbage
+        super().send(to, tag, buffers)
 
 
 def table(me: str, label: bool = False) -> AlignedTable:
@@ -105,9 +120,40 @@ def asked(mesh: LocalMesh, asker: str) -> None:
 
 
 def psi(mesh: LocalMesh, leader: str) -> None:
-    keys = {"bank": range(30), "shop": range(20, 50), "helper": range(25, 40)}[mesh.me]
-    rows_of = {"id": [f"user-{at}" for at in keys]}
-    intersect(mesh, rows_of, Keys("id"), protocol="many", learns=[leader], accept=lambda _: True)
+    intersect(mesh, people(mesh), Keys("id"), protocol="many", learns=[leader], accept=accepted)
+
+
+def pair(mesh: LocalMesh, protocol: str) -> None:
+    coordinated = {"coordinator": "shop"} if protocol == "coordinator" else {}
+    if mesh.me in coordinated.values():
+        return coordinate(mesh, Keys("id"), accept=accepted)
+    intersect(mesh, people(mesh), Keys("id"), protocol=protocol, accept=accepted, workers=1, **coordinated)
+
+
+def counted(mesh: LocalMesh, learner: str) -> None:
+    cardinality(mesh, people(mesh), Keys("id"), learner=learner, accept=accepted, workers=1)
+
+
+def summed(mesh: LocalMesh, holder: str) -> None:
+    given = {**people(mesh), "spent": np.ones(30)} if mesh.me == holder else people(mesh)
+    values = "spent" if mesh.me == holder else None
+    intersection_sum(mesh, given, Keys("id"), values=values, holder=holder, least=2, accept=accepted, workers=1)
+
+
+def looked_up(mesh: LocalMesh, server: str, folder: Path) -> None:
+    if mesh.me == server:
+        made = Prepared.make(people(mesh), Keys("id"), folder / "prepared", workers=1)
+        return made.answer(mesh, cap=30, accept=accepted)
+    look_up(mesh, people(mesh), Keys("id"), cap=30, accept=accepted)
+
+
+def accepted(_: str) -> bool:
+    return True
+
+
+def people(mesh: LocalMesh) -> dict[str, Any]:
+    first = {"bank": 0, "helper": 10, "shop": 20}[mesh.me]
+    return {"id": [f"user-{at}" for at in range(first, first + 30)]}
 
 
 def quiet(_: str) -> None:
@@ -137,6 +183,20 @@ PLACES: dict[tuple[str, Sequence[str]], Program] = {
         lambda mesh, _: psi(mesh, "bank")
     ),
     ("intersection, behind a leader", ("base", "columns")): lambda mesh, _: psi(mesh, "shop"),
+    ("intersection, coordinated", ("psi common",)): lambda mesh, _: pair(mesh, "coordinator"),
+    ("two: by Diffie-Hellman", ("psi points", "psi promise", "psi tags", "psi alignment")): (
+        lambda mesh, _: pair(mesh, "ecdh")
+    ),
+    ("two: fast", ("psi order", "psi values")): lambda mesh, _: pair(mesh, "fast"),
+    ("two: a count", ("psi points", "psi tags")): lambda mesh, _: counted(mesh, "bank"),
+    ("two: a sum, where the values are", ("psi count", "psi total")): lambda mesh, _: summed(mesh, "bank"),
+    ("two: a sum, of the other's values", ("psi key", "psi values")): lambda mesh, _: summed(mesh, "shop"),
+    ("two: a look-up, at the client", ("psi set", "psi tags", "psi answers")): (
+        lambda mesh, folder: looked_up(mesh, "shop", folder)
+    ),
+    ("two: a look-up, at the server", ("psi wants", "psi points")): (
+        lambda mesh, folder: looked_up(mesh, "bank", folder)
+    ),
 }  # fmt: skip
 
 
@@ -172,7 +232,7 @@ def failures(
 def test_garbage_ends_in_an_error_that_names_its_sender(
     place: str, tag: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PrivateKey, "generate", lambda *_: KEY)
+    monkeypatch.setattr(PrivateKey, "generate", lambda *_, **__: KEY)
     (program,) = (each for (name, _), each in PLACES.items() if name == place)
     names = ["bank", "shop"] if place.startswith("two") else ["bank", "helper", "shop"]
     ends = failures(names, program, tmp_path, tag, GARBAGE[kind])
@@ -180,3 +240,20 @@ def test_garbage_ends_in_an_error_that_names_its_sender(
     assert honest and all(isinstance(error, HansaError) for error in honest), ends
     named = [error for error in honest if isinstance(error, ProtocolError | ConfigError) and "'shop'" in str(error)]
     assert named, ends
+
+
+@pytest.mark.parametrize(
+    ("place", "tag"),
+    [
+        ("categories", "points/1"),
+        ("two: by Diffie-Hellman", "psi points"),
+        ("two: a count", "psi points"),
+        ("two: a look-up, at the client", "psi answers"),
+        ("two: a look-up, at the server", "psi points"),
+    ],
+)
+def test_what_is_no_point_of_the_curve_names_its_sender(place: str, tag: str, tmp_path: Path) -> None:
+    (program,) = (each for (name, _), each in PLACES.items() if name == place)
+    names = ["bank", "shop"] if place.startswith("two") else ["bank", "helper", "shop"]
+    ends = failures(names, program, tmp_path, tag, ZEROS)
+    assert any("'shop' is broken or hostile: a point is not on the curve" in str(each) for each in ends.values()), ends

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from hansa.core.errors import ProtocolError
 from hansa.crypto import curve
+from hansa.runtimes.mesh.messages import named
 from hansa.vertical.psi.tags import Match, Tags, meet, repeats, shuffled, tag_bytes
 from hansa.vertical.psi.terms import Entropy, Progress, Session
 from hansa.vertical.psi.work import Mapper, mapper
@@ -91,10 +92,11 @@ def tags_of_other(
         curve.multiply_and_hash, ((points, secret, domain, size) for points in _received(session, sent, theirs))
     )
     tags = bytearray()
-    for piece in got:
-        tags += piece
-        if progress is not None:
-            progress(len(piece) // size)
+    with named(session.peer):
+        for piece in got:
+            tags += piece
+            if progress is not None:
+                progress(len(piece) // size)
     return np.frombuffer(tags, np.uint8).reshape(-1, size)
 
 

@@ -26,6 +26,7 @@ from hansa.core.errors import CorruptFile, DataError, NotFound, ProtocolError, r
 from hansa.core.runtime import Mesh
 from hansa.crypto import curve
 from hansa.crypto.private_file import read_private, write_atomically
+from hansa.runtimes.mesh.messages import named
 from hansa.vertical.learns import Learns
 from hansa.vertical.psi.audit import Audit, recorded
 from hansa.vertical.psi.ecdh import new_scalar
@@ -142,7 +143,9 @@ class Prepared:
             secret, asked = read_private(self.folder / "secret.bin"), session.sizes[session.peer]
             for at in range(0, asked, _CHUNK):
                 points = session.receive(session.peer, "psi points", min(_CHUNK, asked - at) * curve.POINT_BYTES)
-                mesh.send(session.peer, "psi answers", [curve.multiply(points, secret)])
+                with named(session.peer):
+                    answers = curve.multiply(points, secret)
+                mesh.send(session.peer, "psi answers", [answers])
             ended["answered"] = asked
 
 
@@ -201,7 +204,8 @@ def _answered(session: Session, digests: NDArray[np.uint8], identity: bytes, siz
             points = curve.hash_and_multiply(own, DIGEST_BYTES, identity, secret)
             session.mesh.send(session.peer, "psi points", [points])
         points = session.receive(session.peer, "psi answers", len(piece) // DIGEST_BYTES * curve.POINT_BYTES)
-        tags += curve.multiply_and_hash(points, back, identity, size)
+        with named(session.peer):
+            tags += curve.multiply_and_hash(points, back, identity, size)
     return np.frombuffer(tags, np.uint8).reshape(-1, size)
 
 
