@@ -1,9 +1,10 @@
 """Private set intersection, as processes over mutual TLS on this machine.
 
     python benchmarks/psi.py [ecdh-16] [fast-16] [ecdh-20] [fast-20] [coordinator-1m] [coordinator-10m]
+                             [unbalanced-1m] [unbalanced-10m]
 
 Two owners of 2¹⁶ or 2²⁰ keys, or two and a coordinator of a million or ten million rows each; a process and a core for
-each party.
+each party. `unbalanced`: 10⁴ keys looked up in a million or ten million, which are prepared first.
 Beside each intersection its own floor is timed: for Diffie–Hellman the products alone, on as many processes; for the
 others a plain intersection of the same keys. Ratios are of CPU seconds, which a busy machine disturbs less.
 """
@@ -23,20 +24,21 @@ from figures import figure
 from parties import play
 
 from hansa.core.runtime import Mesh
-from hansa.vertical.psi import Keys, coordinate, intersect
+from hansa.vertical.psi import Keys, Prepared, coordinate, intersect, look_up
 
 End = tuple[float, float, int, int, int]
 """Seconds by the clock and of the CPU, bytes sent, shared keys or −1, peak memory."""
 
 
+def users(low: int, high: int) -> Iterator[dict[str, list[str]]]:
+    """A table, in pieces."""
+    for at in range(low, high, 1 << 16):
+        yield {"id": [f"user-{each:012d}" for each in range(at, min(at + (1 << 16), high))]}
+
+
 def act(mesh: Mesh, ranges: dict[str, tuple[int, int]], options: dict[str, Any]) -> End:
     """One party of one run."""
-
-    def table() -> Iterator[dict[str, list[str]]]:
-        for at in range(low, high, 1 << 16):
-            yield {"id": [f"user-{each:012d}" for each in range(at, min(at + (1 << 16), high))]}
-
-    low, high = ranges[mesh.me]
+    table = partial(users, *ranges[mesh.me])
     for peer in mesh.peers:
         mesh.send(peer, "ready", [b""])
     for peer in mesh.peers:
@@ -51,6 +53,21 @@ def act(mesh: Mesh, ranges: dict[str, tuple[int, int]], options: dict[str, Any])
             shared = -1 if found is None else len(found)
     sent, memory = sum(mesh.counters.sent_bytes.values()) - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return time.perf_counter() - began, time.process_time() - cpu, sent, shared, memory * 1024
+
+
+def ask_about(mesh: Mesh, few: int, folder: str) -> End:
+    """One side of a look-up of `few` keys, half of which are there."""
+    began, cpu, found = time.perf_counter(), time.process_time(), -1
+    if mesh.me == "register":
+        Prepared.open(Path(folder) / "large").answer(mesh, cap=few, accept=lambda said: True)
+    else:
+        rows = look_up(
+            mesh, next(users(-few // 2, few // 2)), Keys("id"), cap=few, accept=lambda said: True,
+            kept=Path(folder) / "kept",
+        )  # fmt: skip
+        found = len(rows)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return time.perf_counter() - began, time.process_time() - cpu, sum(mesh.counters.sent_bytes.values()), found, memory
 
 
 def run(count: int, **options: Any) -> list[End]:
@@ -115,6 +132,22 @@ def coordinated(count: int) -> None:
     report(f"coordinator, {count:,} rows", ends, plain(min(count, 10**6)) * max(1, count / 10**6), PLAIN)
 
 
+def unbalanced(count: int, few: int = 10**4) -> None:
+    """A small table against a large one: preparing it once, a first look-up that fetches its tags, and a later one."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        Prepared.make(partial(users, 0, count), Keys("id"), Path(folder) / "large")
+        figure(f"psi unbalanced, {count:,} keys prepared", time.perf_counter() - began, "s", "all cores")
+        for which in ("first", "later"):
+            ends: list[End] = play(["register", "shop"], ask_about, few, folder)
+            assert ends[1][3] == few // 2, ends
+            what, took = f"psi unbalanced, {few:,} in {count:,}, {which}", max(end[0] for end in ends)
+            busiest = max(end[1] for end in ends)
+            figure(what, took, "s", f"CPU of the busiest: the products alone × {busiest / products(few):.2f}")
+            figure(f"{what}, all messages", sum(end[2] for end in ends) / 1e6, "MB")
+            figure(f"{what}, peak memory of both", sum(end[4] for end in ends) / 1e9, "GB")
+
+
 def two_owners() -> None:
     ecdh(16)
     fast(16)
@@ -131,7 +164,8 @@ PLAIN = "a plain intersection of 10^6, by the row,"
 FIGURES: dict[str, Callable[[], None]] = {
     "ecdh-16": partial(ecdh, 16), "fast-16": partial(fast, 16), "ecdh-20": partial(ecdh, 20),
     "fast-20": partial(fast, 20), "coordinator-1m": partial(coordinated, 10**6),
-    "coordinator-10m": partial(coordinated, 10**7),
+    "coordinator-10m": partial(coordinated, 10**7), "unbalanced-1m": partial(unbalanced, 10**6),
+    "unbalanced-10m": partial(unbalanced, 10**7),
 }  # fmt: skip
 
 if __name__ == "__main__":
