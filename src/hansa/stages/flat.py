@@ -4,7 +4,7 @@ Integers beside them (indices of a selection, counters of a model on its way dow
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +35,12 @@ class Flat:
         arrays = [np.asarray(x[name]) for name in names]
         return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1, dtype=self.work)
 
+    def vectors(self, x: Tensors) -> np.ndarray:
+        """The same to be read only: no copy where the part is one tensor of the working type."""
+        first, *others = self.shapes
+        array = np.asarray(x[f"{self.name}/{first}"])
+        return self.joined(x) if others or array.dtype != self.work else array.reshape(len(array), -1)
+
     def split(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """One vector as the part's tensors, under their flat names."""
         pieces = np.split(vector, np.cumsum(self.sizes)[:-1])
@@ -55,6 +61,11 @@ class Flat:
     def part(self, part: Part, shapes: Shapes, **changes: object) -> Part:
         """What the part is with arrays of these shapes in place of the float tensors."""
         return shaped(part, {**self.others, **shapes}, **changes)
+
+
+def stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows as one array: the row itself where there is one."""
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
 def shaped(part: Part, shapes: Shapes, **changes: object) -> Part:

@@ -16,6 +16,7 @@ import numpy as np
 from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Part, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import BLOCK, Array, Shapes, Tensors
+from hansa.stages.flat import stacked
 from hansa.stages.sum import likely_most, rounding_of_sum, unit
 
 _SMALL = 127  # levels up to which float32 is calculated in
@@ -105,7 +106,7 @@ class _Quantised(Step):
         coded = {}
         for name in self._dtypes:
             step = self._steps[name.split("/", 1)[0]]
-            coded[name] = np.stack([rounded(x[name][i], step, self._levels, rng) for i, rng in enumerate(rngs)])
+            coded[name] = stacked([rounded(x[name][i], step, self._levels, rng) for i, rng in enumerate(rngs)])
         return x.updated(coded), memory
 
     def decode_one(self, x: Tensors, state: Tensors) -> Tensors:
@@ -144,7 +145,7 @@ class _Downwards(Step):
             arrays = np.asarray(x[name])
             steps = [float(np.max(np.abs(array), initial=0.0)) / self._levels for array in arrays]
             pairs = zip(arrays, steps, rngs, strict=True)
-            coded[name] = np.stack([rounded(array, step, self._levels, rng) for array, step, rng in pairs])
+            coded[name] = stacked([rounded(array, step, self._levels, rng) for array, step, rng in pairs])
             coded[f"scale/{name}"] = np.array(steps)[:, None]
         return x.updated(coded), memory
 

@@ -19,7 +19,7 @@ from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.sampling import Stream
 from hansa.core.tensors import Tensors
-from hansa.stages.flat import Flat, flats
+from hansa.stages.flat import Flat, flats, stacked
 from hansa.stages.sum import likely_most, unit
 
 _RADIX = 16
@@ -100,7 +100,7 @@ class _Rotated(Step):
     ) -> tuple[Tensors, Tensors]:
         for flat in self._flats:
             rotation, limit = self._rotation(flat, state), self._limits[flat.name]
-            rotated = np.stack([rotation.apply(vector).astype(flat.dtype, copy=False) for vector in flat.joined(x)])
+            rotated = stacked([rotation.apply(vector).astype(flat.dtype, copy=False) for vector in flat.vectors(x)])
             if math.isfinite(limit):
                 np.clip(rotated, -limit, limit, out=rotated)
             x = flat.coded(x, {_ROTATED: rotated})
