@@ -64,9 +64,7 @@ def serve(session: Session, sizes: Mapping[str, int]) -> None:
 def shared_key(session: Session, entropy: Entropy) -> bytes:
     """16 secret bytes that all owners have, and to which each gave some."""
     own = entropy(32)
-    for peer in session.others:
-        session.mesh.send(peer, "psi key", [own])
-    given = {session.mesh.me: own, **{peer: session.receive(peer, "psi key", 32) for peer in session.others}}
+    given = {session.mesh.me: own, **session.exchange("psi key", own, session.terms.owners)}
     return hashlib.sha256(session.salt + b"".join(given[owner] for owner in session.terms.owners)).digest()[:16]
 
 

@@ -65,7 +65,7 @@ def intersect(
         raise ProtocolError(f"'{session.peer}' entered a key twice: it is broken or hostile.")
     if len(terms.learns) == 2:
         commitment = hashlib.sha256(b"psi tags" + session.salt + ours.tobytes()).digest()
-        promised = session.exchange("psi promise", commitment, 32)
+        promised = session.exchange("psi promise", commitment, terms.owners)[session.peer]
     if session.peer in terms.learns:
         mesh.send(session.peer, "psi tags", [ours.tobytes()])
     if mesh.me not in terms.learns:

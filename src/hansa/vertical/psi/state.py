@@ -60,9 +60,7 @@ class State:
             done[[at for at in range(buckets) if self._path(at).exists()]] = 1
         mine = hashlib.sha256(salt + json.dumps(dict(session.sizes), sort_keys=True).encode()).digest()
         claim = (mine if same else _NOTHING) + np.packbits(done).tobytes()
-        for peer in session.others:
-            session.mesh.send(peer, "psi resume", [claim])
-        claims = [claim, *(session.receive(peer, "psi resume", len(claim)) for peer in session.others)]
+        claims = [claim, *session.exchange("psi resume", claim, session.terms.owners).values()]
         together = len({each[:32] for each in claims}) == 1 and claims[0][:32] != _NOTHING
         if together:
             for each in claims[1:]:
@@ -137,9 +135,7 @@ def prove(session: Session, count: int, alignment: bytes) -> None:
       ProtocolError: another owner's order differs, so the result is worth nothing.
     """
     mine = count.to_bytes(8, "little") + alignment
-    others = [owner for owner in session.terms.learns if owner != session.mesh.me]
-    for peer in others:
-        session.mesh.send(peer, "psi alignment", [mine])
-    wrong = [peer for peer in others if session.receive(peer, "psi alignment", len(mine)) != mine]
+    told = session.exchange("psi alignment", mine, session.terms.learns)
+    wrong = [peer for peer, theirs in told.items() if theirs != mine]
     if wrong:
         raise ProtocolError(f"the row order of {wrong} is another than that of '{session.mesh.me}': start again.")

@@ -143,10 +143,12 @@ class Session:
         (other,) = self.others
         return other
 
-    def exchange(self, tag: str, own: bytes, size: int) -> bytes:
-        """Sends bytes to the other owner and gives the `size` bytes it sent."""
-        self.mesh.send(self.peer, tag, [own])
-        return self.receive(self.peer, tag, size)
+    def exchange(self, tag: str, own: bytes, among: Sequence[str]) -> dict[str, bytes]:
+        """Sends bytes to the others of some owners, and gives as many that each of them sent."""
+        others = [owner for owner in among if owner != self.mesh.me]
+        for peer in others:
+            self.mesh.send(peer, tag, [own])
+        return {peer: self.receive(peer, tag, len(own)) for peer in others}
 
     def receive(self, sender: str, tag: str, size: int) -> bytes:
         """So many bytes of one party; ProtocolError if there are more or fewer."""
