@@ -1,12 +1,13 @@
 """Sums, products and quotients."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from hansa.mpc import functions
-from hansa.mpc.fixed import Fixed
+from hansa.mpc.fixed import _MOST_BITS, Fixed
 from hansa.mpc.operations.wrap import engine_of, floating, number, secret, summed_dtype
 from hansa.mpc.ring import matmul
 from hansa.mpc.secret import SecretTensor, handles
@@ -50,7 +51,25 @@ def neg(x: SecretTensor) -> SecretTensor:
 def mul(x: Any, y: Any) -> SecretTensor:
     """The product, element by element."""
     engine = engine_of(x, y)
-    return secret(number(x, engine) * number(y, engine), floating(x, y))
+    a, b = number(x, engine), number(y, engine)
+    if a.home > engine.bits and a.public is None and b.public is not None and b.public.numel() == 1:
+        return secret(_finely(a, float(b.public)), floating(x, y))
+    return secret(a * b, floating(x, y))
+
+
+def _finely(x: Fixed, factor: float) -> Fixed:
+    """A moment's product with a number such as 0.999, of which 16 bits would be wrong by a hundredth of what is left.
+
+    The factor is split in two, and the lower one multiplies the upper bits of the moment.
+    """
+    x.share()
+    room = _MOST_BITS - x.home
+    coarse = math.floor(factor * 2.0**room) / 2.0**room
+    if coarse == factor:
+        return x * factor
+    upper = x.rehomed(x.home - room)
+    upper.share()
+    return (x * coarse + upper * (factor - coarse)).rehomed(x.home)
 
 
 @handles(aten.square.default)
@@ -165,8 +184,10 @@ _MOMENT, _SQUARE = 24, 30
 def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> SecretTensor:
     """The sum x + value·a·b, with a longer fraction."""
     engine = engine_of(x, a, b)
-    product = (number(a, engine) * number(b, engine)).rehomed(_SQUARE)
-    return secret((number(x, engine) + (product * value if value != 1 else product)).rehomed(_SQUARE))
+    factor = number(a, engine)
+    if value != 1:  # the factor has room for it, and the product has not
+        factor = (factor * value).rehomed(_SQUARE)
+    return secret((number(x, engine) + factor * number(b, engine)).rehomed(_SQUARE))
 
 
 @handles(aten.addcdiv.default)

@@ -206,9 +206,16 @@ def _shares(x: SecretTensor, frame: Frame, size: Pair, step: Pair, pad: Pair, *h
 @handles(aten._adaptive_avg_pool2d.default)
 def adaptive_avg_pool2d(x: SecretTensor, size: Sequence[int]) -> SecretTensor:
     """Where the windows are of equal size."""
-    if any(have % want for have, want in zip(x.shape[2:], size, strict=True)):
-        raise SecretError(f"adaptive_avg_pool2d of {tuple(x.shape[2:])} to {tuple(size)} has windows of unequal size.")
-    return avg_pool2d(x, [have // want for have, want in zip(x.shape[2:], size, strict=True)])
+    if any(have % want for have, want in zip(x.shape[-2:], size, strict=True)):
+        raise SecretError(f"adaptive_avg_pool2d of {tuple(x.shape[-2:])} to {tuple(size)} has windows of unequal size.")
+    return avg_pool2d(x, [have // want for have, want in zip(x.shape[-2:], size, strict=True)])
+
+
+@handles(aten._adaptive_avg_pool2d_backward.default)
+def adaptive_avg_pool2d_backward(grad: Any, x: SecretTensor) -> SecretTensor:
+    """Of windows of equal size."""
+    size = [have // want for have, want in zip(x.shape[-2:], grad.shape[-2:], strict=True)]
+    return avg_pool2d_backward(grad, x, size, size, (0,), False, True, None)
 
 
 @handles(aten.embedding.default)
