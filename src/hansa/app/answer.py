@@ -167,7 +167,7 @@ def _serve(link: Callable[[], TlsMesh], side: Callable[[Mesh], Predict], people:
                 emit("serving", me=mesh.me, asker=wish.asker)
                 hint(f"'{wish.asker}' is here, and may ask")
                 count = serve(mesh, side(mesh), people, wish.asker, **most)
-        except Unreachable as error:
+        except (Unreachable, DataError) as error:  # one person's row is no reason to leave all others unanswered
             hint(f"{error} Waiting for all owners again.")
             continue
         emit("served", asker=wish.asker, people=count)

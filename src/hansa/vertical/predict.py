@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.core.errors import ConfigError, DataError, ProtocolError, Refused, Unreachable, require
+from hansa.core.errors import ConfigError, DataError, HansaError, ProtocolError, Refused, Unreachable, require
 from hansa.core.runtime import Mesh
 from hansa.runtimes.mesh import TlsMesh
 from hansa.runtimes.mesh.messages import heard
@@ -116,6 +116,7 @@ class Asker:
 
         Raises:
           Refused: an owner does not serve so many at once.
+          HansaError: this owner's own side failed; the next request connects again.
           ConfigError: ids occur twice.
         """
         require(len(set(ids)) == len(ids), "ids occur more than once in a request: name each person once.")
@@ -129,6 +130,11 @@ class Asker:
             self._leave()
             _log.warning("%d people answered by the default: %s", len(ids), error)
             return [Answer(name, self._default, f"an owner is lost: {error}") for name in ids]
+        except Refused:
+            raise
+        except HansaError as error:  # the others are in the middle of this request
+            self._leave(error)
+            raise
 
     def close(self) -> None:
         """Tells the other owners that nothing more will be asked."""
@@ -137,9 +143,9 @@ class Asker:
                 self._links[0].send(peer, "request", [b"null"])
             self._leave()
 
-    def _leave(self) -> None:
+    def _leave(self, error: HansaError | None = None) -> None:
         if self._links is not None and isinstance(self._links[0], TlsMesh):
-            self._links[0].close()
+            self._links[0].__exit__(None if error is None else type(error), error, None)
         self._links = None
 
     def _together(self, mesh: Mesh, predict: Predict, ids: list[str]) -> list[Answer]:
