@@ -5,8 +5,7 @@
     history = hansa.train(hansa.tasks.job("emnist-cnn"), my_clients)        on the data itself, for who has it
 
 Networks, clients a round, batch sizes and rounds are the papers'; learning rates, and all settings of the landmarks,
-are ours and not tuned. A figure reached on a
-stand-in is not a figure on the data set whose name it has.
+are ours and not tuned. A figure reached on a stand-in is not a figure on the data set whose name it has.
 
 Source: Reddi et al.: Adaptive Federated Optimization, 2021, table 8, https://arxiv.org/abs/2003.00295; TFF's
 `simulation.baselines`; FedJAX, Ro, Suresh, Wu 2021, https://arxiv.org/abs/2108.02117
