@@ -7,7 +7,9 @@ Each line is a figure: name, value, unit, and what it is held against.
 psi: private set intersection of 2¹⁶ keys each; `benchmarks/psi.py` takes other sizes.
 
 glm: logistic regression of 30,000 rows, 13 columns and the labels at one owner, 10 at the other; one epoch in batches
-of 1,024. The seconds hold sharing, training and opening; AUC is that of scikit-learn's fit of the joined table.
+of 1,024. The seconds hold sharing, training and opening; a session's start holds PyTorch's import of its distributed
+tensors, which its first operation on any class of tensors waits for, once in a process. AUC is that of scikit-learn's
+fit of the joined table.
 
 boosting, shares: boosted trees by encrypted gradients, and on shares; see `benchmarks/boosting.py`.
 
@@ -45,11 +47,12 @@ def fit_glm(mesh: Mesh, protocol: str, settings: dict[str, Any]) -> Any:
         table, label = AlignedTable("bank", {**{f"a{at}": x[:, at] for at in range(13)}, "y": y}), "y"
     elif mesh.me == "shop":
         table = AlignedTable("shop", {f"b{at}": x[:, at] for at in range(13, 23)})
-    session = Session(mesh, protocol)
     began = time.perf_counter()
+    session = Session(mesh, protocol)
+    opening, began = time.perf_counter() - began, time.perf_counter()
     fitted = Glm(**settings).fit(session, table, label)
     seconds = time.perf_counter() - began
-    return seconds, fitted.predict(session, table), sum(mesh.counters.sent_bytes.values()) / 1e6
+    return seconds, fitted.predict(session, table), sum(mesh.counters.sent_bytes.values()) / 1e6, opening
 
 
 def glm() -> None:
@@ -65,6 +68,7 @@ def glm() -> None:
         names = ["bank", "helper", "shop"] if protocol == "aby3" else ["bank", "shop"]
         results = play(names, fit_glm, protocol, {"lr": 1.0, **settings})
         figure(f"logistic regression, {name}", max(result[0] for result in results), "s", against)
+        figure(f"logistic regression, {name}, a session's start", max(result[3] for result in results), "s", "")
         figure(f"logistic regression, {name}, sent by a party", max(result[2] for result in results), "MB", "")
         loss = roc_auc_score(y, results[0][1]) - pooled
         figure(f"logistic regression, {name}, AUC less the plain fit's", loss, "", f"{pooled:.4f}; target within 0.002")

@@ -80,6 +80,8 @@ class Session:
         side = chosen(mesh, **options) if security == "semi-honest" else _checked(mesh, protocol, security, truncation)
         self.meter, self._report = Meter(side, mesh), report
         self._engine = Engine(self.meter, fraction_bits, sigmoid)
+        # PyTorch's first operation on any class of tensors imports its distributed ones, for a second: before the work.
+        SecretTensor(Fixed.constant(self._engine, torch.zeros(()))).detach()
         self._engine.random.manual_seed(int.from_bytes(self._common_seed()[:7], "little"))
 
     # -- the two doors
