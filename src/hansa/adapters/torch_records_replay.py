@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hansa.adapters.torch_native import Loop, Untraceable, native_loop
+from hansa.adapters.torch_native import Loop, Untraceable, native_loop, writes
 from hansa.adapters.torch_rewrite import rewrite
 from hansa.adapters.torch_trace import results
 
@@ -98,6 +98,9 @@ class SumReplay:
         rewrite(graph)
         holders = [node for node in graph.nodes if node.op == "placeholder"]
         kept = len(totals) + len(names)
+        held = set(holders[len(totals) : kept])
+        if any(writes(node) and held.intersection(node.all_input_nodes[:1]) for node in graph.nodes):
+            raise Untraceable("the module changes a buffer of its own")
         with graph.inserting_after(holders[-1]):
             rate = graph.placeholder("rate")
         loop = native_loop(graph, holders[:kept], holders[kept:], rate, results(graph))
