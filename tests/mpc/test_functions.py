@@ -26,6 +26,39 @@ def test_the_logistic_function_is_within_its_error_everywhere(protocol: str) -> 
     assert float(error.abs().max()) < 2e-3
 
 
+@pytest.mark.parametrize("protocol", ["plain", "aby3"])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("spline", 2e-3), ("three", 0.38), ("five", 0.02), ("exact", 3e-4), ("chebyshev", 7e-3)]
+)
+def test_every_kind_of_sigmoid_is_within_its_error(kind: str, error: float, protocol: str) -> None:
+    x = WIDE[WIDE.abs() <= 8] if kind == "chebyshev" else WIDE
+    assert float((on_shares(torch.sigmoid, x, protocol, sigmoid=kind) - torch.sigmoid(x)).abs().max()) < error
+
+
+def test_logistic_regression_trains_against_a_party_that_deviates() -> None:
+    """A polynomial needs no comparison, which malicious security does not cover."""
+    x = torch.tensor([[1.0, 2], [-1, 0.5], [2, -1], [-2, -2]])
+    y = torch.tensor([[1.0], [0], [1], [0]])
+
+    def ran(model: torch.nn.Module, rows: torch.Tensor, labels: torch.Tensor) -> Any:
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(5):
+            optimiser.zero_grad()
+            F.binary_cross_entropy_with_logits(model(rows), labels).backward()
+            optimiser.step()
+        return model.state_dict()
+
+    def program(session: Session) -> Any:
+        torch.manual_seed(0)
+        model = session.share_module(torch.nn.Linear(2, 1))
+        return session.reveal(ran(model, session.share(x, session.names[0]), session.share(y, session.names[1])))
+
+    got = local(program, security="malicious", sigmoid="chebyshev")[0]
+    torch.manual_seed(0)
+    wanted = ran(torch.nn.Linear(2, 1), x, y)
+    assert all(float((got[key] - wanted[key]).abs().max()) < 2e-2 for key in wanted)
+
+
 def test_gelu_is_within_its_error_everywhere() -> None:
     error = on_shares(F.gelu, WIDE, "plain") - F.gelu(WIDE)
     assert float((error / WIDE.abs().clamp(min=1)).abs().max()) < 2e-3

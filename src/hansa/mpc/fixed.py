@@ -30,7 +30,7 @@ class Engine:
     Args:
       protocol: this party's side.
       bits: of the fraction.
-      sigmoid: `spline` (error below 2e-3), or `three` (0, x + 1/2, 1: cheap, and badly calibrated).
+      sigmoid: which of `functions.SIGMOIDS`.
       random: of public masks (dropout), seeded alike at every party.
     """
 

@@ -32,6 +32,7 @@ from hansa.mpc import operations
 from hansa.mpc.aby3.malicious import MaliciousAby3
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
+from hansa.mpc.functions import SIGMOIDS
 from hansa.mpc.place import Place
 from hansa.mpc.progress import bar
 from hansa.mpc.protocol import Protocol
@@ -57,7 +58,8 @@ class Session:
       protocol: `aby3` (three parties), `pond` (two servers and a dealer, the last by name), `two_party` (no helper) or
         `plain` (one, for writing programs).
       fraction_bits: of all real numbers: their error is 2^−(bits + 1), their largest magnitude 2^(62 − bits).
-      sigmoid: `spline` (error below 2e-3) or `three` (0, x + 1/2, 1).
+      sigmoid: `spline` (error below 2e-3), `exact` (3e-4), `five` (0.02) or `three` straight lines (0.38), or
+        `chebyshev` (7e-3 for |x| ≤ 8, and without a comparison).
       truncation: `exact`, or `fast` with its stated probability of a wild value.
       security: `semi-honest`, or `malicious`: aby3's arithmetic detects whoever deviates, and refuses the rest.
       report: a file for the report, as JSON, when the session ends.
@@ -70,8 +72,8 @@ class Session:
         chosen = protocol_named(protocol)
         if not 8 <= fraction_bits <= 20:
             raise ConfigError(f"fraction_bits={fraction_bits}: choose 8 to 20.")
-        if sigmoid not in ("spline", "three"):
-            raise ConfigError(f"sigmoid='{sigmoid}': choose 'spline' or 'three'.")
+        if sigmoid not in SIGMOIDS:
+            raise ConfigError(f"sigmoid='{sigmoid}': choose one of {', '.join(SIGMOIDS)}.")
         self.mesh, self.me = mesh, mesh.me
         self.names = tuple(sorted((mesh.me, *mesh.peers)))
         settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__]

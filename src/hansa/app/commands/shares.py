@@ -21,7 +21,10 @@ Truncation = Annotated[
     str, typer.Option("--truncation", metavar="exact|fast", help="Fast: fewer bytes, and a stated risk of wild values.")
 ]
 Sigmoid = Annotated[
-    str, typer.Option("--sigmoid", metavar="spline|three", help="Three: cheap, and wrong by up to 0.12.")
+    str,
+    typer.Option(
+        "--sigmoid", metavar="KIND", help="spline, exact, five, three (cheap, wrong by up to 0.38) or chebyshev."
+    ),
 ]
 Security = Annotated[
     str, typer.Option("--security", metavar="semi-honest|malicious", help="Malicious: aby3's arithmetic, checked.")

@@ -296,7 +296,8 @@ def _whole(x: Wide) -> int:
 def _refused(what: str) -> SecretError:
     return SecretError(
         f"{what} is not covered by security='malicious', which checks arithmetic alone (sums, products, matrix "
-        "products, convolutions, scaling): leave it out, or use security='semi-honest'."
+        "products, convolutions, scaling): leave it out, take sigmoid='chebyshev' for a logistic function, or use "
+        "security='semi-honest'."
     )
 
 
