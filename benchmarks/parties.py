@@ -1,14 +1,13 @@
 """Parties for benchmarks: one process each, on loopback, over mutual TLS 1.3."""
 
 import multiprocessing
-import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hansa.app.enrol import Authority
-from hansa.runtimes.mesh import Parties, Party, TlsMesh
+from hansa.runtimes.mesh import Parties, TlsMesh
 
 
 def play(names: Sequence[str], act: Callable[..., Any], *given: Any, timeout_s: float = 900) -> list[Any]:
@@ -25,8 +24,7 @@ def play(names: Sequence[str], act: Callable[..., Any], *given: Any, timeout_s: 
         authority = Authority.create(Path(folder) / "authority", "benchmark")
         for name in names:
             authority.issue(name, "party", hosts=["127.0.0.1"]).rename(Path(folder) / f"{name}.pem")
-        ports = _ports(len(names))
-        parties = Parties(tuple(Party(name, f"127.0.0.1:{port}") for name, port in zip(names, ports, strict=True)))
+        parties = Parties.here(names)
         pipes = [context.Pipe() for _ in names]
         children = [
             context.Process(target=_party, args=(folder, parties, name, act, given, pipe[1]), daemon=True)
@@ -53,13 +51,3 @@ def _party(folder: str, parties: Parties, name: str, act: Callable[..., Any], gi
         result = error
     pipe.send(result)
     pipe.close()
-
-
-def _ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import hansa.app.flower as fl
 from hansa.app.enrol import Authority
 from hansa.app.flower import bridge
 from hansa.core.errors import ConfigError, TrainingFailed
+from hansa.runtimes.mesh.parties import free_ports
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "iris" / "flower_style"
 ENVIRONMENT = {
@@ -102,12 +102,6 @@ def test_the_submitted_jobs_have_no_fault() -> None:
     bridge.training(layout, False, 3, 2, True, 0).check(2)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def started(folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env={**ENVIRONMENT, **environment}, text=True,
@@ -127,7 +121,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
 @pytest.mark.parametrize("secure", [False, True], ids=["insecure", "identities"])
 def test_two_clients_average_by_their_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    address = f"localhost:{free_port()}"
+    address = f"localhost:{free_ports(1)[0]}"
     own: list[dict[str, str]] = [{}, {}]
     if secure:
         authority = Authority.create(tmp_path / "authority", "flowers")
@@ -157,7 +151,7 @@ def test_two_clients_average_by_their_examples(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.slow
 def test_a_client_that_raises_ends_with_its_own_error_and_the_server_says_whose(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    address = f"localhost:{free_port()}"
+    address = f"localhost:{free_ports(1)[0]}"
     clients = [started(tmp_path, "mine.py", address, target, "10") for target in ("1", "-1")]
     try:
         with pytest.raises(TrainingFailed, match="this client is broken"):
@@ -189,4 +183,4 @@ def test_the_tutorials_scripts_run_with_one_import_changed(tmp_path: Path) -> No
     assert max(right) >= 28
 
 
-PORT = free_port()
+PORT = free_ports(1)[0]

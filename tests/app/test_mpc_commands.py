@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 pytest.importorskip("cryptography")
 
-from tests.runtimes.test_mesh import free_ports
 
 from hansa.app.cli import app
 from hansa.app.enrol import Authority
@@ -27,6 +26,7 @@ from hansa.mpc.place import VARIABLE, Place
 from hansa.mpc.session import code_of
 from hansa.runtimes.mesh import LocalMesh, Parties, Party
 from hansa.runtimes.mesh.local import together as run_together
+from hansa.runtimes.mesh.parties import free_ports
 
 SUM = """
 import sys
@@ -67,7 +67,7 @@ def league(tmp_path: Path) -> Path:
     authority = Authority.create(tmp_path / "authority", "test")
     for name in NAMES:
         authority.issue(name, "party", hosts=["127.0.0.1"]).rename(tmp_path / f"{name}.pem")
-    pairs = zip(NAMES, free_ports(3), strict=True)
+    pairs = zip(NAMES, free_ports(len(NAMES)), strict=True)
     tables = [f'[[party]]\nname = "{name}"\naddress = "127.0.0.1:{port}"\n' for name, port in pairs]
     (tmp_path / "parties.toml").write_text("\n".join(tables))
     return tmp_path

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.runtimes.test_mesh import free_ports
 from torch import nn
 
 from hansa.app.enrol import Authority
 from hansa.mpc.session import Session, connect, local
-from hansa.runtimes.mesh import Parties, Party
+from hansa.runtimes.mesh import Parties
 
 NAMES = ("bank", "clinic", "shop")
 
@@ -45,7 +44,7 @@ def together(folder: Path, scripts: dict[str, str]) -> list[Any]:
     authority = Authority.create(folder / "authority", "test")
     for name in NAMES:
         authority.issue(name, "party", hosts=["127.0.0.1"]).rename(folder / f"{name}.pem")
-    parties = Parties(tuple(Party(n, f"127.0.0.1:{p}") for n, p in zip(NAMES, free_ports(3), strict=True)))
+    parties = Parties.here(NAMES)
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in NAMES]
     children = [

@@ -23,14 +23,6 @@ from hansa.runtimes.mesh.local import together
 NAMES = ("bank", "clinic", "shop")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def identities(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("identities")
@@ -45,7 +37,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parties() -> Parties:
-    return Parties(tuple(Party(n, f"127.0.0.1:{p}") for n, p in zip(NAMES, free_ports(3), strict=True)))
+    return Parties.here(NAMES)
 
 
 def over_tls(folder: Path, parties: Parties, play: Callable[[Mesh], Any], **options: Any) -> list[Any]:

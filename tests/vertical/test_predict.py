@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.runtimes.test_mesh import NAMES, free_ports, identities
+from tests.runtimes.test_mesh import NAMES, identities
 from tests.vertical.networks import CLASSES, Whole, layers
 
 from hansa.core.errors import ConfigError, DataError, ProtocolError, Refused, Unreachable
-from hansa.runtimes.mesh import Parties, Party, TlsMesh
+from hansa.runtimes.mesh import Parties, TlsMesh
 from hansa.runtimes.mesh.local import LocalMesh, together
 from hansa.vertical import AlignedTable
 from hansa.vertical.predict import Asker, People, learns, serve
@@ -25,7 +25,7 @@ INCOME = {"ann": 1.0, "bob": 2.0, "eve": 3.0, "max": 4.0, "zoe": 5.0}
 
 
 def ports_of() -> Parties:
-    return Parties(tuple(Party(n, f"127.0.0.1:{p}") for n, p in zip(NAMES, free_ports(3), strict=True)))
+    return Parties.here(NAMES)
 
 
 def people(owner: str) -> People:

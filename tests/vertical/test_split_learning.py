@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.runtimes.test_mesh import NAMES, free_ports, identities, over_tls, parties
+from tests.runtimes.test_mesh import NAMES, identities, over_tls, parties
 from tests.vertical.networks import CLASSES, Whole, layers, rows, train_whole
 from torch import nn
 
@@ -23,7 +23,7 @@ from hansa.core.errors import (
     Unreachable,
 )
 from hansa.core.runtime import Mesh
-from hansa.runtimes.mesh import Parties, Party
+from hansa.runtimes.mesh import Parties
 from hansa.runtimes.mesh.local import LocalMesh, together
 from hansa.vertical import AlignedTable
 from hansa.vertical.split import RandomisedResponse, Relay, RowNoise, SplitLearning, SplitParty, pieces
@@ -574,7 +574,7 @@ def test_over_tls_halves_become_the_same_and_a_lost_party_is_named(
             monkeypatch.setattr(part, "_epoch", lambda *_: exec('raise StateMismatch("gone")', globals()))
         return part.fit(**remote.data(mesh.me))
 
-    again = Parties(tuple(Party(p.name, f"127.0.0.1:{n}") for p, n in zip(parties.members, free_ports(3), strict=True)))
+    again = Parties.here(parties.names)
     results = dict(zip(NAMES, over_tls(identities, again, dies), strict=True))
     assert all(isinstance(results[name], Unreachable) for name in ("bank", "clinic")), results
     assert "'shop'" in str(results["bank"])

@@ -4,14 +4,13 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +25,7 @@ from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Report
 from hansa.mpc.session import computing_parties
 from hansa.runtimes.jobfile import explained
-from hansa.runtimes.mesh import Parties, Party
+from hansa.runtimes.mesh import Parties
 
 _END_S = 5.0
 
@@ -207,11 +206,7 @@ def _here(names: Sequence[str], parties: Path | None, protocol: str) -> Parties:
         known = computing_parties(Parties.read(parties), protocol).names
     else:
         known = tuple(names) or tuple(f"party-{at}" for at in range(protocol_named(protocol).parties))
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in known]
-        ports = [each.getsockname()[1] for each in sockets]
-    made = Parties(tuple(Party(name, f"127.0.0.1:{port}") for name, port in zip(known, ports, strict=True)))
-    return computing_parties(made, protocol)
+    return computing_parties(Parties.here(known), protocol)
 
 
 def _enrol(parties: Parties, folder: Path) -> None:

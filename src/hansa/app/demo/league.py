@@ -14,7 +14,6 @@ is left running when `running` is left, whichever way.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from hansa.app.enrol import Authority
 from hansa.core.errors import TrainingFailed
 from hansa.crypto.identity import Identity
 from hansa.runtimes.grpc.client import Client
+from hansa.runtimes.mesh.parties import free_ports
 
 SUBMITTER = "alice"
 JOB = Path(__file__).parent / "templates"
@@ -104,7 +104,7 @@ def found(folder: Path, seed: int) -> League:
         cases.write(own, folder / hospital / "cases.csv")
         (folder / hospital / "hospital.py").write_text(_LOADER, encoding="utf-8")
     shutil.copytree(JOB, folder / "job", ignore=shutil.ignore_patterns("__pycache__"))
-    return League(folder, f"127.0.0.1:{_free_port()}")
+    return League(folder, f"127.0.0.1:{free_ports(1)[0]}")
 
 
 @contextmanager
@@ -185,9 +185,3 @@ def _tell(process: "subprocess.Popen[bytes]", message: signal.Signals) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

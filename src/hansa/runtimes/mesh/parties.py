@@ -13,8 +13,10 @@ address = "10.0.0.2:7000"
 import hashlib
 import json
 import os
+import socket
 import tomllib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -70,6 +72,12 @@ class Parties:
             require(not twice, f"{what}s {twice} occur twice among the parties: each party has its own.")
 
     @classmethod
+    def here(cls, names: Sequence[str]) -> Self:
+        """Parties on this machine, each on a port that is free now."""
+        ports = free_ports(len(names))
+        return cls(tuple(Party(name, f"127.0.0.1:{port}") for name, port in zip(names, ports, strict=True)))
+
+    @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
         """Reads a file of parties.
 
@@ -122,3 +130,10 @@ def _party(entry: dict[str, Any], path: str | os.PathLike[str]) -> Party:
     for key in ("name", "address"):
         require(isinstance(entry.get(key), str), f"{path}: a party lacks its {key}: {entry}.")
     return Party(entry["name"], entry["address"], tuple(roles))
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports of this machine that nobody listened on a moment ago: for demonstrations and tests."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(each.getsockname()[1]) for each in sockets]
