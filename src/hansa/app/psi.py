@@ -72,6 +72,8 @@ class Wish:
                 raise ConfigError(f"--{option} belongs to --find {owners[0]}, not to --find {self.find}: leave it out.")
         if self.find != "rows" and len(self.learns or ()) != 1:
             raise ConfigError(f"--find {self.find} shows its result to one owner: --learns NAME, the same at both.")
+        if self.cap is not None and self.cap < 1:
+            raise ConfigError(f"--cap {self.cap}: allow at least one key.")
         if self.delta is not None and self.epsilon is None:
             raise ConfigError("--delta goes with --epsilon: give both, or neither.")
 
@@ -117,7 +119,7 @@ class _Side:
 
     @property
     def cap(self) -> int:
-        return self.wish.cap or CAP
+        return CAP if self.wish.cap is None else self.wish.cap
 
 
 def psi(
@@ -177,7 +179,7 @@ def _of_rows(wish: Wish) -> dict[str, Any]:
 
 def _unbalanced(side: _Side, name: str) -> None:
     """The owner who learns looks its keys up in the other's prepared set."""
-    cap = side.wish.cap or QUERIES
+    cap = QUERIES if side.wish.cap is None else side.wish.cap
     if name == side.wish.learner:
         table, out, began = side.table(), side.result(), time.monotonic()
         with side.link() as mesh:
