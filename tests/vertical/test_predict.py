@@ -136,6 +136,43 @@ def test_over_tls_a_killed_owner_is_a_default_and_one_that_is_back_answers(
             now[0] = next(files)
 
 
+def test_after_a_fault_of_its_own_the_asker_connects_again(identities: Path) -> None:
+    owners = {name: people(name) for name in sorted(IDS)}
+    now = [ports_of(), ports_of()]
+    lost: list[str] = []
+
+    def served(name: str) -> None:
+        for parties in now:
+            try:
+                with TlsMesh(identities / f"{name}.pem", parties, wait_s=20) as mesh:
+                    serve(mesh, added(mesh), owners[name], "bank")
+            except Unreachable as error:
+                lost.append(str(error))
+
+    files = iter(now)
+
+    def connect() -> Any:
+        parties = next(files)
+        mesh = TlsMesh(identities / "bank.pem", parties, wait_s=20)
+
+        def failing(table: Any) -> Any:
+            raise DataError("a row has a missing value.")
+
+        return mesh, failing if parties is now[0] else added(mesh)
+
+    threads = [threading.Thread(target=served, args=(name,)) for name in ("clinic", "shop")]
+    for thread in threads:
+        thread.start()
+    asker = Asker(connect, owners["bank"], default=-1.0)
+    with pytest.raises(DataError, match="missing value"):
+        asker.ask(["eve"])
+    assert asker.ask(["eve"])[0].value == 18.0
+    asker.close()
+    for thread in threads:
+        thread.join(30)
+    assert len(lost) == 2 and all("'bank' failed: DataError" in each or "'bank' was lost" in each for each in lost)
+
+
 def test_what_may_not_be_is_refused_on_both_sides() -> None:
     with pytest.raises(Refused, match="'clinic' serves 1 people at once, not 2"):
         play(["ann", "bob"], most=1)
