@@ -179,7 +179,7 @@ def _decompositions() -> Mapping[Any, Any]:
 def _refusal(func: Any) -> SecretError:
     name = func._schema.name.split("::")[1]
     if name in _OPENS:
-        return _opening(name)
+        return _opening("reading one value" if name == "_local_scalar_dense" else name)
     known = sorted({operation._schema.name.split("::")[1] for operation in _HANDLERS})
     near = difflib.get_close_matches(name.strip("_"), known, 3, cutoff=0.5)
     advice = f"nearest are {', '.join(near)}" if near else "write it with sums, products, comparisons and torch.where"
