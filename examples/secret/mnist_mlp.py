@@ -13,7 +13,7 @@ import hansa.mpc
 
 
 def main() -> None:
-    asked = arguments(__doc__, epochs=5, batch=128, lr=0.1, hidden=128, rows=60_000)
+    asked = arguments(__doc__, epochs=5, batch=128, lr=0.2, hidden=128, rows=60_000)
     (x, digit), test = images(asked.quick)
     train = x[: asked.rows], F.one_hot(digit[: asked.rows], 10).float()
 
