@@ -9,6 +9,7 @@ from hansa.core.errors import ProtocolError
 from hansa.core.pipeline import Seat
 from hansa.crypto import shamir
 from hansa.crypto.agreement import KeyPair, seal, unseal
+from hansa.crypto.claims import verify_all
 from hansa.crypto.masking import KEY_BYTES, add_masks
 from hansa.crypto.secagg.terms import SHARE_LIMBS, Advert, Roster, Terms, void
 
@@ -60,12 +61,12 @@ class Client:
         self._neighbours = roster.neighbours(self._me)
         if sorted(adverts) != self._neighbours:
             raise ProtocolError("the adverts are not those of this client's neighbours.")
-        for at in self._neighbours:
-            advert = Advert.load(adverts[at])
+        heard = {at: Advert.load(adverts[at]) for at in self._neighbours}
+        for at, advert in heard.items():
             if advert.digest != roster.digest_of(at):
                 raise ProtocolError(f"the keys of '{roster.names[at]}' are not those on the roster.")
-            self._seat.verify(roster.names[at], advert.content, advert.signature)
-            self._adverts[at] = advert
+        verify_all(self._seat, [(roster.names[at], each.content, each.signature) for at, each in heard.items()])
+        self._adverts = heard
         holders = [*self._neighbours, self._me]
         self._needed = self._terms.needed(len(holders))
         if len(holders) < 3 or self._needed < 2:
@@ -141,12 +142,10 @@ class Client:
           key, zeros of others.
         """
         content = self._roster.agreed(self._masked)
-        agreed = 1
-        for at, signature in signatures.items():
-            if at not in self._neighbours or at not in self._masked:
-                raise ProtocolError("a signature came from somebody who is no surviving neighbour.")
-            self._seat.verify(self._roster.names[at], content, signature)
-            agreed += 1
+        if any(at not in self._neighbours or at not in self._masked for at in signatures):
+            raise ProtocolError("a signature came from somebody who is no surviving neighbour.")
+        verify_all(self._seat, [(self._roster.names[at], content, signature) for at, signature in signatures.items()])
+        agreed = 1 + len(signatures)
         if agreed < self._needed:
             raise void(f"{agreed} holders agree on who is alive, {self._needed} are needed")
         out = np.zeros((len(self._neighbours) + 1, SHARE_LIMBS - _OWN), np.uint32)

@@ -8,19 +8,20 @@ signature for another run, kind, round or attempt.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hansa.core import errors
 from hansa.core.errors import HansaError, ProtocolError
 from hansa.core.pipeline import Seat
+from hansa.crypto.claims import AskingSeat, Claim
 
 Header = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class DistantSeat(Seat):
+class DistantSeat(AskingSeat):
     """The executor's end.
 
     Args:
@@ -35,7 +36,12 @@ class DistantSeat(Seat):
 
     def verify(self, name: str, message: bytes, signature: bytes) -> None:
         """Verified by the worker, which has the authority's certificate and the revocation list."""
-        self._asked({"ask": "verify", "name": name, "length": len(message)}, message + signature)
+        self.verify_all([(name, message, signature)])
+
+    def verify_all(self, claims: Sequence[Claim]) -> None:
+        """The same of several, in one question."""
+        sizes = [(name, len(message), len(signature)) for name, message, signature in claims]
+        self._asked({"ask": "verify", "claims": sizes}, b"".join(part for claim in claims for part in claim[1:]))
 
     def once(self, what: str, value: bytes) -> None:
         """Recorded by the worker."""
@@ -60,12 +66,15 @@ def answered(seat: Seat, header: Header, raw: bytes) -> tuple[Header, bytes]:
         if header["ask"] == "sign":
             content = seat.sign(raw)
         elif header["ask"] == "verify":
-            seat.verify(header["name"], raw[: header["length"]], raw[header["length"] :])
+            at = 0
+            for name, message, signature in header["claims"]:
+                signed = at + message
+                seat.verify(name, raw[at:signed], raw[signed : (at := signed + signature)])
         elif header["ask"] == "once":
             seat.once(header["name"], raw)
         else:
             raise ProtocolError(f"a seat cannot be asked to {header['ask']!r}.")
-    except (HansaError, LookupError, TypeError, AttributeError) as error:  # the latter of a header that is none of ours
+    except (HansaError, LookupError, TypeError, ValueError, AttributeError) as error:  # all but ours: a broken header
         kind = type(error).__name__ if isinstance(error, HansaError) else "ProtocolError"
         return {"do": "seat", "error": kind, "reason": str(error)}, b""
     return {"do": "seat"}, content
