@@ -7,6 +7,7 @@
     relu        W3   10⁶ numbers                         linear         the same without a sigmoid
     mlp         W6   784-128-128-10, a training step     cnn       W7   LeNet's inference, batch 100
     dispatch         the same, 1-1-1-10 of one example   image          the same, one image
+    sort             2^10 numbers; sort16: 2^16          network        as sort, by Batcher's network; network16
 
 Each line is `name, mode  value unit`: the best repetition of the slowest party; in brackets the median, the CPU seconds
 of all three parties, the rounds, and the target. `fast` is fast truncation and a sigmoid of three pieces, `default`
@@ -18,6 +19,7 @@ processes, between our repetitions, so that the ratio to it says something on a 
 
 import argparse
 import importlib
+import math
 import multiprocessing
 import os
 import statistics
@@ -38,7 +40,8 @@ WORK: dict[str, tuple[str, str, int, float | None]] = {
     "matmul": ("W1", "W1", 1, 0.6), "multiply": ("W2", "W2", 1, 0.12), "relu": ("W3", "W3", 1, 0.4),
     "sigmoid": ("W4", "W4", 1, 0.2), "logistic": ("W5", "W5_128", 20, 1 / 130), "linear": ("", "W5lin_128", 20, None),
     "mlp": ("W6", "W6", 1, 0.1), "dispatch": ("", "", 1, None), "cnn": ("W7", "W7p", 1, 0.55),
-    "image": ("", "W7b1", 1, None),
+    "image": ("", "W7b1", 1, None), "sort": ("", "", 1, 0.14), "sort16": ("", "", 1, 7.37),
+    "network": ("", "", 1, None), "network16": ("", "", 1, None),
 }  # fmt: skip
 
 
@@ -114,11 +117,22 @@ def programs(session: Any) -> dict[str, Callable[[], Callable[[], Any]]]:
 
         return infer
 
+    def sort(size: int, fewest: float = 32) -> Callable[[], Any]:
+        x = share(size)
+
+        def run() -> Any:
+            type(session.meter.protocol).sorts_from = fewest
+            return x.sort()[0]
+
+        return run
+
     return {
         "matmul": matmul, "multiply": multiply, "relu": relu, "sigmoid": sigmoid,
         "mlp": lambda: mlp(128, 784, 128), "dispatch": lambda: mlp(1, 1, 1),
         "logistic": lambda: regression(F.binary_cross_entropy_with_logits), "linear": lambda: regression(F.mse_loss),
         "cnn": lambda: cnn(100), "image": lambda: cnn(1),
+        "sort": lambda: sort(1 << 10), "network": lambda: sort(1 << 10, math.inf),
+        "sort16": lambda: sort(1 << 16), "network16": lambda: sort(1 << 16, math.inf),
     }  # fmt: skip
 
 
@@ -225,7 +239,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
-    names = given.names or list(WORK)
+    names = given.names or [name for name in WORK if name != "network16"]
     from hansa.app.enrol import Authority
 
     for mode in given.modes.split(","):

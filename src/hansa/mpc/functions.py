@@ -4,7 +4,7 @@
                                      a relative error of the same size everywhere
     exp                              (1 + x/2ⁿ)^(2ⁿ) with a longer fraction inside
     sigmoid, tanh, gelu              cubics between knots, all comparisons in one batch
-    maximum, sort                    a tournament; Batcher's network
+    maximum, sort                    a tournament; the protocol's own sort, or Batcher's network
 
 Errors, over the ranges given, with 16 bits of fraction: `tests/mpc/test_functions.py` measures them all.
 """
@@ -346,13 +346,16 @@ def position(hot: Fixed) -> Fixed:
 
 
 def sort(x: Fixed, descending: bool = False, carried: Fixed | None = None) -> tuple[Fixed, Fixed]:
-    """Batcher's odd-even merge sort along the last dimension, and what is carried along (the places, if nothing else).
+    """In order along the last dimension, and what is carried along (the places, if nothing else).
 
+    By the protocol's own way where it has one (`Protocol.sorted`), else by Batcher's odd-even merge sort.
     Source: Batcher 1968, Sorting networks and their applications, https://doi.org/10.1145/1468075.1468121
     """
     size = x.shape[-1]
     places = carried or Fixed.constant(x.engine, torch.arange(size).expand(x.shape))
-    x.share()
+    if (own := x.engine.protocol.sorted([x.share(), places.share()])) is not None:
+        ends = [share.map(lambda part: part.flip(-1)) if descending else share for share in own]
+        return Fixed(x.engine, ends[0], x.home, x.home), Fixed(x.engine, ends[1], places.home, places.home)
     for low, high in _network(size):
         a, b = (x.map(lambda part, at=at: part[..., at]) for at in (low, high))  # type: ignore[misc]
         swap = (a - b).negative() if descending else (b - a).negative()

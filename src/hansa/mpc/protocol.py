@@ -10,6 +10,7 @@ party holds a `Share`: as many tensors of the secret's shape as its protocol rep
 written once, in `Share`; the rest is a protocol's.
 """
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -92,15 +93,19 @@ class Protocol(ABC):
       corruption: against whom it protects, in words, for reports and pages.
       holdings: which summands of a secret each party holds, in the parties' order by name: x is the sum of all
         summands. A party that holds none (a dealer) has one part of zeros.
+      sorts_from: numbers in a row from which `sorted` is cheaper than a network of comparators; infinite without one.
+      orders: for each sort of `sorted`, how many bits were opened to all parties that say nothing of the data.
     """
 
     name: ClassVar[str]
     parties: ClassVar[int]
     corruption: ClassVar[str]
     holdings: ClassVar[tuple[tuple[int, ...], ...]]
+    sorts_from: ClassVar[float] = math.inf
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
+        self.orders: list[int] = []
 
     # -- in and out
 
@@ -170,6 +175,14 @@ class Protocol(ABC):
     def flip(self, bit: Share) -> Share:
         """1 − bit, in bit 0."""
         return bit ^ self.constant_bits(torch.ones(bit.shape, dtype=bit.parts[0].dtype))
+
+    def sorted(self, columns: Sequence[Share]) -> list[Share] | None:
+        """Columns in ascending order of the first along their last dimension, or None if it has no way for them.
+
+        Args:
+          columns: numbers, all of one shape.
+        """
+        return None
 
     @abstractmethod
     def constant_bits(self, value: torch.Tensor) -> Share:

@@ -53,6 +53,8 @@ class Report:
       lines: operation to totals.
       shared: what was shared, and by whom, in order.
       revealed: what was opened, and to whom, in order.
+      orders: for each sort that opened comparisons of shuffled elements to all parties, how many; they are a random
+        order's, and say nothing of the data.
       sent_bytes: to each other party.
       rounds: messages waited for one after another.
       seconds: since the session began.
@@ -65,6 +67,7 @@ class Report:
     lines: dict[str, Line]
     shared: tuple[Opened, ...] = ()
     revealed: tuple[Opened, ...] = ()
+    orders: tuple[int, ...] = ()
     sent_bytes: dict[str, int] = field(default_factory=dict)
     rounds: int = 0
     seconds: float = 0.0
@@ -78,7 +81,8 @@ class Report:
             for name, line in sorted(self.lines.items(), key=lambda pair: -pair[1].seconds)
         ]
         opened = [f"revealed to {', '.join(each.parties)}: shape {each.shape}" for each in self.revealed]
-        return "\n".join([head, *body, *opened])
+        orders = [f"opened to all, in a sort: {count} comparisons of shuffled elements" for count in self.orders]
+        return "\n".join([head, *body, *opened, *orders])
 
     def picture(self, path: str | os.PathLike[str]) -> None:
         """Draws who gave what, what the parties computed together, and who learnt what; see `mpc.picture`.
@@ -103,7 +107,8 @@ class Report:
                 for name in ("shared", "revealed")
             }
             lines = {name: Line(**line) for name, line in facts["lines"].items()}
-            return cls(**{**facts, **opened, "lines": lines, "parties": tuple(facts["parties"])})
+            plain = {name: tuple(facts[name]) for name in ("parties", "orders")}
+            return cls(**{**facts, **opened, **plain, "lines": lines})
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is no report of a session: {error!r}.") from None
 
@@ -143,8 +148,9 @@ class Meter(Protocol):
         return Report(
             me=self.mesh.me, parties=tuple(sorted((self.mesh.me, *self.mesh.peers))), protocol=self.protocol.name,
             lines={name: replace(line) for name, line in self._lines.items()}, shared=tuple(self.shared),
-            revealed=tuple(self.revealed), sent_bytes=dict(counters.sent_bytes), rounds=counters.rounds,
-            seconds=time.perf_counter() - self._began, busy_seconds=time.process_time() - self._busy,
+            revealed=tuple(self.revealed), orders=tuple(self.protocol.orders), sent_bytes=dict(counters.sent_bytes),
+            rounds=counters.rounds, seconds=time.perf_counter() - self._began,
+            busy_seconds=time.process_time() - self._busy,
         )  # fmt: skip
 
     def _counted(self, name: str, run: Any, *args: Any) -> Any:
@@ -212,6 +218,13 @@ class Meter(Protocol):
         """Counted."""
         share: Share = self._counted("to arithmetic", self.protocol.to_arithmetic, bit)
         return share
+
+    def sorted(self, columns: Sequence[Share]) -> list[Share] | None:
+        """Counted, if the protocol has a sort of its own."""
+        if columns[0].shape[-1] < self.protocol.sorts_from:
+            return None
+        with self.operation("sort", columns[0].shape.numel()):
+            return self.protocol.sorted(columns)
 
     def cost(self, operation: str, elements: int) -> Cost:
         """The protocol's own."""

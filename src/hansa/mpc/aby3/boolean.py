@@ -43,9 +43,7 @@ class Boolean(Arithmetic):
         # Bit 63 itself carries nowhere: it is made the identity of the tree.
         g = carries.map(lambda part: part & _LOW)
         p = ways.map(lambda part: part & _LOW)
-        if self.me != 1:  # share 0 of a constant is the constant, which parties 0 and 2 hold
-            first, second = p.parts
-            p = Share((first ^ _TOP, second) if self.me == 0 else (first, second ^ _TOP), boolean=True)
+        p = self._xored(p, _TOP)
         for dtype in (torch.int32, torch.int16, torch.int8):
             g, p = self._level(halves(g, dtype), halves(p, dtype))
         for width in (4, 2):
@@ -62,6 +60,13 @@ class Boolean(Arithmetic):
             both = self._and(p, moved)
             g, p = g ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
         return heavy_share(ways ^ g.map(lambda part: part << 1))
+
+    def _xored(self, x: Share, word: int) -> Share:
+        """With a public word."""
+        if self.me == 1:  # share 0 of a constant is the constant, which parties 0 and 2 hold
+            return x
+        first, second = x.parts
+        return Share((first ^ word, second) if self.me == 0 else (first, second ^ word), boolean=True)
 
     def _level(self, g: tuple[Share, Share], p: tuple[Share, Share]) -> tuple[Share, Share]:
         """Two ands in one message: the pairs (low, high) combined."""

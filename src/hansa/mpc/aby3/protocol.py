@@ -5,18 +5,18 @@ from typing import ClassVar
 
 from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
-from hansa.mpc.aby3.conversion import Conversion
+from hansa.mpc.aby3.sorting import Sorting
 from hansa.mpc.protocol import Cost
 
 # operation -> messages one after another, and the bytes for each element that the busiest party sends
 _COSTS = {
     "input": (1, 8), "open": (1, 8), "bilinear": (1, 8), "both": (1, 8), "negative": (8, 35), "bits": (8, 112),
-    "to_arithmetic": (2, 16), "bilinear_shift": (3, 24), "truncate": (3, 24),
+    "to_arithmetic": (2, 16), "bilinear_shift": (3, 24), "truncate": (3, 24), "shuffle": (3, 16), "below": (8, 57),
 }  # fmt: skip
 _FAST = {"bilinear_shift": (2, 8), "truncate": (2, 8)}
 
 
-class Aby3(Conversion):
+class Aby3(Sorting):
     """Replicated secret sharing among three parties.
 
     Args:
