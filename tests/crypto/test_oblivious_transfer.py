@@ -105,6 +105,18 @@ def test_the_receiver_has_the_pad_of_its_choice_and_not_the_other(blocks: int) -
     assert len(np.unique(every)) == every.size, "a pad was used twice"
 
 
+@pytest.mark.slow
+def test_a_million_transfers_give_the_chosen_pad() -> None:
+    choices = np.random.default_rng(1).integers(0, 2, 1_000_000)
+    sent, mine = both(
+        lambda mesh: [rows.pads(1) for rows in OtSender(mesh, "r").accept(len(choices))],
+        lambda mesh: OtReceiver(mesh, "s").request(choices).pads(1),
+    )
+    assert np.array_equal(mine, np.where(choices[:, None] == 0, *sent))
+    every = np.concatenate(sent).reshape(-1)
+    assert len(np.unique(every)) == every.size, "a pad was given twice"
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
 @pytest.mark.parametrize("length", [1, 5, 64])
 def test_correlated_transfers_share_choice_times_value(dtype: type, length: int) -> None:

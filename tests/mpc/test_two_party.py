@@ -125,3 +125,19 @@ def test_a_network_trains_as_in_the_clear() -> None:
     plain, shared = run("plain"), run("two_party")
     for name, value in plain.items():
         assert torch.allclose(shared[name], value, atol=1e-3), name
+
+
+@pytest.mark.slow
+def test_a_million_triples_are_products() -> None:
+    count = 1_000_000
+    held = {"a": (ring(1, count), ring(2, count)), "b": (ring(3, count), ring(4, count))}
+
+    def party(mesh: LocalMesh) -> torch.Tensor:
+        protocol = TwoParty(mesh)
+        x, y = (protocol.held((part,)) for part in held[mesh.me])
+        return protocol.bilinear(x, y, torch.mul).parts[0]
+
+    shares = together(LocalMesh.of(("a", "b")), party)
+    a, b = (held["a"][at] + held["b"][at] for at in (0, 1))
+    assert torch.equal(shares[0] + shares[1], a * b)
+    assert len(shares[0].unique()) == len(shares[1].unique()) == count, "a share that is not random"
