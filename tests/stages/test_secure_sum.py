@@ -418,7 +418,7 @@ def test_shamir_gives_a_secret_back_from_any_threshold_of_shares(count: int, dat
             shamir.combine(shares[[0, 0]], [0, 0], len(secret))
 
 
-@given(st.integers(1, 64), st.integers(1, 50), st.integers(0, 9))
+@given(st.integers(1, 64), st.integers(1, 50) | st.just(140_001), st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_packing_is_undone_and_as_short_as_it_can_be(bits: int, count: int, seed: int) -> None:
     top = (1 << bits) - 1
@@ -426,6 +426,14 @@ def test_packing_is_undone_and_as_short_as_it_can_be(bits: int, count: int, seed
     packed = masking.pack(vector, bits)
     assert len(packed) == -(-count * bits // 8)
     assert np.array_equal(masking.unpack(packed, bits, count), vector)
+    total, modulus = vector[::-1].copy(), vector.dtype.type(top)
+    with np.errstate(over="ignore"):
+        wanted = (total + vector) & modulus
+    masking.add_packed(total, packed, bits)
+    assert np.array_equal(total & modulus, wanted)
+    for wrong in (packed[:-1], np.append(packed, packed[:1])):
+        with pytest.raises(ProtocolError):
+            masking.add_packed(total, wrong, bits)
 
 
 def test_masks_of_one_key_cancel_and_seals_hold_what_they_belong_to() -> None:

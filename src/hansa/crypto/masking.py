@@ -81,6 +81,31 @@ def unpack(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     return out[:count]
 
 
+def add_packed(total: np.ndarray, packed: np.ndarray, bits: int) -> None:
+    """Adds packed residues to `total`, in place and modulo 2^bits alone: what is above `bits` in it means nothing.
+
+    Raises:
+      ProtocolError: the bytes are not as many residues as `total` has.
+    """
+    count, dtype = len(total), words(bits)
+    if len(packed) != packed_bytes(count, bits) or packed.dtype != np.uint8:
+        raise ProtocolError(f"{len(packed)} bytes are no {count} residues of {bits} bits.")
+    rows = 0
+    if bits + 7 <= 8 * dtype.itemsize:
+        # Each residue lies in one unaligned word: shifted, its lowest bits are right, and no carry goes downwards.
+        last = 7 * bits // 8 + dtype.itemsize
+        rows = min(count // 8, max(0, (len(packed) - last) // bits + 1))
+    for first in range(0, rows, _ROWS * 4):
+        some = min(_ROWS * 4, rows - first)
+        table, shifted = total[8 * first : 8 * (first + some)].reshape(some, 8), np.empty(some, dtype)
+        for at in range(8):
+            byte, shift = divmod(at * bits, 8)
+            word = np.ndarray((some,), dtype.newbyteorder("<"), packed.data, first * bits + byte, (bits,))
+            np.right_shift(word, dtype.type(shift), out=shifted)
+            table[:, at] += shifted
+    total[8 * rows :] += unpack(packed[rows * bits :], bits, count - 8 * rows)
+
+
 def packed_bytes(count: int, bits: int) -> int:
     """What `pack` gives for so many residues."""
     return -(-count * bits // 8)

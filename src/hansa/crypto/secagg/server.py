@@ -78,9 +78,7 @@ class Server:
 
     def add_masked(self, name: str, packed: np.ndarray) -> None:
         """A masked vector."""
-        runs = self._terms.fields.unpack(packed)
-        for total, run in zip(self._sum, runs, strict=True):
-            total += run
+        self._terms.fields.add_packed(self._sum, packed)
         self._added.add(self._places[name])
 
     def close_masked(self, names: Sequence[str]) -> list[int]:

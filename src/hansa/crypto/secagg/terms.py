@@ -10,7 +10,7 @@ import numpy as np
 
 from hansa.core.errors import ProtocolError, SecretRoundVoid
 from hansa.crypto.agreement import PUBLIC_BYTES, SEAL_BYTES
-from hansa.crypto.masking import KEY_BYTES, pack, packed_bytes, unpack, words
+from hansa.crypto.masking import KEY_BYTES, add_packed, pack, packed_bytes, unpack, words
 from hansa.crypto.secagg.graph import neighbourhoods, neighbours
 from hansa.crypto.shamir import limbs
 
@@ -48,14 +48,23 @@ class Fields:
 
     def unpack(self, packed: np.ndarray) -> list[np.ndarray]:
         """The opposite; ProtocolError if the length is wrong."""
-        if packed.shape != (self.size_bytes,):
+        pieces = zip(self._cut(packed), self.counts, self.bits, strict=True)
+        return [unpack(piece, bits, count) for piece, count, bits in pieces]
+
+    def add_packed(self, totals: Sequence[np.ndarray], packed: np.ndarray) -> None:
+        """Adds a packed contribution to runs, in place, modulo their 2^bits alone; ProtocolError as `unpack`."""
+        for total, piece, bits in zip(totals, self._cut(packed), self.bits, strict=True):
+            add_packed(total, piece, bits)
+
+    def _cut(self, packed: np.ndarray) -> list[np.ndarray]:
+        if packed.shape != (self.size_bytes,) or packed.dtype != np.uint8:
             raise ProtocolError(f"a masked vector of {packed.shape} bytes, where {self.size_bytes} were bound.")
-        runs, at = [], 0
+        pieces, at = [], 0
         for count, bits in zip(self.counts, self.bits, strict=True):
             size = packed_bytes(count, bits)
-            runs.append(unpack(packed[at : at + size], bits, count))
+            pieces.append(packed[at : at + size])
             at += size
-        return runs
+        return pieces
 
 
 @dataclass(frozen=True)
