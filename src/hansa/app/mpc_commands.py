@@ -39,6 +39,7 @@ class Choices:
       truncation: the same.
       sigmoid: the same.
       security: the same.
+      device: the same.
       wait_s: for the other parties to come.
     """
 
@@ -46,12 +47,15 @@ class Choices:
     truncation: str = "exact"
     sigmoid: str = "spline"
     security: str = "semi-honest"
+    device: str = "cpu"
     wait_s: float = 60.0
 
     @property
     def options(self) -> dict[str, Any]:
         """Of the session."""
-        return {"truncation": self.truncation, "sigmoid": self.sigmoid, "security": self.security}
+        return {
+            "truncation": self.truncation, "sigmoid": self.sigmoid, "security": self.security, "device": self.device,
+        }  # fmt: skip
 
     def words(self) -> list[str]:
         """The same for another call of the command."""

@@ -31,14 +31,20 @@ class Engine:
       protocol: this party's side.
       bits: of the fraction.
       sigmoid: which of `functions.SIGMOIDS`.
-      random: of public masks (dropout), seeded alike at every party.
+      random: of public masks (dropout), seeded alike at every party; of the processor, wherever shares live.
+      device: where shares live, and what is public beside them.
     """
 
     protocol: Protocol
     bits: int = FRACTION_BITS
     sigmoid: str = "spline"
     random: torch.Generator = field(default_factory=torch.Generator)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _constants: dict[int, Share] = field(default_factory=dict)
+
+    def placed(self, value: torch.Tensor) -> torch.Tensor:
+        """Something public, where shares live."""
+        return value if value.device == self.device else value.to(self.device)
 
     def constant(self, code: int) -> Share:
         """A public element of the ring, a single number, which programs use again and again."""
@@ -46,7 +52,7 @@ class Engine:
         if known is None:
             if len(self._constants) == _CONSTANTS:
                 self._constants.clear()
-            known = self._constants[code] = self.protocol.constant(torch.tensor(code))
+            known = self._constants[code] = self.protocol.constant(self.placed(torch.tensor(code)))
         return known
 
 
@@ -69,7 +75,7 @@ class Fixed:
     def constant(cls, engine: Engine, value: torch.Tensor, home: int | None = None) -> "Fixed":
         """A public number."""
         home = (engine.bits if value.is_floating_point() else 0) if home is None else home
-        return cls(engine, None, home, home, public=value)
+        return cls(engine, None, home, home, public=engine.placed(value))
 
     @property
     def shape(self) -> torch.Size:
@@ -165,7 +171,7 @@ class Fixed:
     def _added(self, other: "Fixed | float | torch.Tensor", op: Bilinear) -> "Fixed":
         if isinstance(other, float | int) and self._public is None:
             return self._moved(other, op)
-        given = _public(other)
+        given = _public(other, self.engine)
         if given is not None and self._public is not None:
             return Fixed.constant(self.engine, op(self._public, given), max(self.home, _home(other, self.engine)))
         protocol = self.engine.protocol
@@ -210,9 +216,9 @@ class Fixed:
     def __mul__(self, other: "Fixed | float | torch.Tensor") -> "Fixed":
         if isinstance(other, float | int) and self._public is None:
             return self._times(float(other), max(self.home, _home(other, self.engine)))
-        given = _public(other)
+        given = _public(other, self.engine)
         if given is not None:
-            return self._scaled(torch.as_tensor(given), torch.mul, _home(other, self.engine))
+            return self._scaled(given, torch.mul, _home(other, self.engine))
         assert isinstance(other, Fixed)
         if self._public is not None:
             return other._scaled(self._public, torch.mul, self.home)
@@ -329,10 +335,10 @@ class Later(Fixed):
         return getattr(self, name)
 
 
-def _public(other: "Fixed | float | torch.Tensor") -> torch.Tensor | None:
+def _public(other: "Fixed | float | torch.Tensor", engine: Engine) -> torch.Tensor | None:
     if isinstance(other, Fixed):
         return other.public
-    return other if isinstance(other, torch.Tensor) else torch.tensor(other, dtype=torch.float64)
+    return engine.placed(other if isinstance(other, torch.Tensor) else torch.tensor(other, dtype=torch.float64))
 
 
 def _home(other: "Fixed | float | torch.Tensor", engine: Engine) -> int:

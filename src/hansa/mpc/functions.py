@@ -36,14 +36,14 @@ def _highest(x: Fixed) -> Fixed:
         moved = seen.map(lambda part, d=distance: (part >> d) & ((1 << (64 - d)) - 1))  # type: ignore[misc]
         seen = seen ^ moved ^ protocol.both(seen, moved)  # or
     alone = seen ^ seen.map(lambda part: (part >> 1) & ((1 << 63) - 1))
-    places = torch.arange(_TOP + 1)
+    places = x.engine.placed(torch.arange(_TOP + 1))
     spread = alone.map(lambda part: ((part[..., None] >> places) & 1).to(torch.int8))
     return Fixed(x.engine, protocol.to_arithmetic(spread), 0, 0)
 
 
 def _weighted(hot: Fixed, weights: list[int], bits: int) -> Fixed:
     """The sum of one-hot bits with integer weights, as a number with so many bits of fraction."""
-    factors = torch.tensor(weights, dtype=torch.int64)
+    factors = hot.engine.placed(torch.tensor(weights, dtype=torch.int64))
     share = hot.share().map(lambda part: (part * factors).sum(-1))
     return Fixed(hot.engine, share, bits, bits)
 
@@ -156,6 +156,7 @@ def piecewise(x: Fixed, function: Callable[[np.ndarray], np.ndarray], knots: Seq
     cube = square * x
     spread = x.map(lambda part: part[..., None])
     below = (spread - torch.tensor(knots, dtype=torch.float64)).negative().share()
+    steps = x.engine.placed(steps)
     powers = [Fixed(x.engine, below.map(lambda part, c=c: (part * c).sum(-1)), _FINE, _FINE) for c in steps]
     one, first, second, third = (power + float(c) for power, c in zip(powers, last, strict=True))
     result = first * x + second * square + third * cube + one
@@ -217,7 +218,7 @@ def _five(x: Fixed) -> Fixed:
     below = (spread - torch.tensor([-3.5, -1.5, 1.5, 3.5], dtype=torch.float64)).negative().share()
     table = torch.tensor([[0.01, 0.29, 0.5, 0.71, 0.99], [0, 0.08, 0.22, 0.08, 0]], dtype=torch.float64)
     codes = (table * (1 << _FINE)).round().long()
-    steps, last = codes[:, :-1] - codes[:, 1:], codes[:, -1] / (1 << _FINE)
+    steps, last = x.engine.placed(codes[:, :-1] - codes[:, 1:]), codes[:, -1] / (1 << _FINE)
     height, slope = (
         Fixed(x.engine, below.map(lambda part, c=c: (part * c).sum(-1)), _FINE, _FINE) + float(end)
         for c, end in zip(steps, last, strict=True)
@@ -298,10 +299,11 @@ def _by_pairs(x: Fixed) -> tuple[Fixed, Fixed]:
     # Row i holds, for every j, the bit that i stands against j: pair (i, j) itself for i < j, its opposite for j < i.
     place = torch.zeros(size, size, dtype=torch.int64)
     place[low, high] = place[high, low] = torch.arange(len(low))
-    first = torch.ones(size, size, dtype=torch.int8).triu(1)
-    second = torch.ones(size, size, dtype=torch.int8).tril(-1)
+    whole = x.engine.placed(torch.ones(size, size, dtype=torch.int8))
+    first, second = whole.triu(1), whole.tril(-1)
     rows = stands.map(lambda part: part[..., place] * first) ^ beaten.map(lambda part: part[..., place] * second)
-    rows = rows ^ protocol.constant_bits(torch.eye(size, dtype=torch.int8).expand(*x.shape, size).contiguous())
+    itself = x.engine.placed(torch.eye(size, dtype=torch.int8)).expand(*x.shape, size).contiguous()
+    rows = rows ^ protocol.constant_bits(itself)
     while (width := rows.shape[-1]) > 1:
         half = width // 2
         both = protocol.both(

@@ -95,6 +95,8 @@ class Protocol(ABC):
         summands. A party that holds none (a dealer) has one part of zeros.
       sorts_from: numbers in a row from which `sorted` is cheaper than a network of comparators; infinite without one.
       orders: for each sort of `sorted`, how many bits were opened to all parties that say nothing of the data.
+      devices: the kinds of device on which its shares may live.
+      device: where this session's do.
     """
 
     name: ClassVar[str]
@@ -102,6 +104,8 @@ class Protocol(ABC):
     corruption: ClassVar[str]
     holdings: ClassVar[tuple[tuple[int, ...], ...]]
     sorts_from: ClassVar[float] = math.inf
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    device: torch.device = torch.device("cpu")
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -174,7 +178,8 @@ class Protocol(ABC):
 
     def flip(self, bit: Share) -> Share:
         """1 − bit, in bit 0."""
-        return bit ^ self.constant_bits(torch.ones(bit.shape, dtype=bit.parts[0].dtype))
+        like = bit.parts[0]
+        return bit ^ self.constant_bits(torch.ones(bit.shape, dtype=like.dtype, device=like.device))
 
     def sorted(self, columns: Sequence[Share]) -> list[Share] | None:
         """Columns in ascending order of the first along their last dimension, or None if it has no way for them.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, decomposition_table
 
 from hansa.core.errors import SecretError
 from hansa.mpc.fixed import Fixed
@@ -52,7 +52,7 @@ class SecretTensor(torch.Tensor):
         cls: type["SecretTensor"], value: Fixed, dtype: torch.dtype = torch.float32, requires_grad: bool = False
     ) -> "SecretTensor":
         made: SecretTensor = torch.Tensor._make_wrapper_subclass(
-            cls, value.shape, dtype=dtype, device="cpu", requires_grad=requires_grad
+            cls, value.shape, dtype=dtype, device=value.engine.device, requires_grad=requires_grad
         )
         made._cell = [value]
         return made
@@ -73,14 +73,16 @@ class SecretTensor(torch.Tensor):
         self._cell[0] = value
         base = self._base
         if isinstance(base, SecretTensor) and base is not self:
+            placed = value.engine.placed
             places = self._view_func_unsafe(torch.arange(base.numel()).reshape(base.shape))
             flat = places.reshape(-1)
             source = torch.zeros(base.numel(), dtype=torch.int64)
             source[flat] = torch.arange(flat.numel())
+            source = placed(source)
             taken = torch.zeros(base.numel(), dtype=torch.int64)
             taken[flat] = 1
             new = value.map(lambda part: part.reshape(-1)[source].reshape(base.shape))
-            mask = taken.reshape(base.shape)
+            mask = placed(taken.reshape(base.shape))
             base._cell[0] = base.value * (1 - mask) + new * mask
         return self
 
@@ -164,16 +166,11 @@ def _functional(func: Any) -> Any:
     return overload
 
 
-_TABLE: dict[Any, Any] = {}
-
-
+@functools.cache
 def _decompositions() -> Mapping[Any, Any]:
-    if not _TABLE:
-        from torch._decomp import decomposition_table
-
-        _TABLE.update(decomposition_table)
-        _TABLE.update(core_aten_decompositions())
-    return _TABLE
+    # Made whole before another thread, another party's of this process, sees it.
+    core = core_aten_decompositions()
+    return {**decomposition_table, **core}
 
 
 def _refusal(func: Any) -> SecretError:

@@ -30,6 +30,7 @@ from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
 from hansa.mpc import operations
 from hansa.mpc.aby3.malicious import MaliciousAby3
+from hansa.mpc.device import usable
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.functions import SIGMOIDS
@@ -63,25 +64,30 @@ class Session:
       truncation: `exact`, or `fast` with its stated probability of a wild value.
       security: `semi-honest`, or `malicious`: aby3's arithmetic detects whoever deviates, and refuses the rest.
       report: a file for the report, as JSON, when the session ends.
+      device: where this party's shares live: `cpu`, `cuda` or `cuda:N`; of one kind at all parties, as their public
+        numbers have to be rounded alike. Secrets have it, what is public is moved to it, and what is revealed is there.
     """
 
     def __init__(
         self, mesh: Mesh, protocol: str = "aby3", *, fraction_bits: int = FRACTION_BITS, sigmoid: str = "spline",
         truncation: str = "exact", security: str = "semi-honest", report: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         chosen = protocol_named(protocol)
         if not 8 <= fraction_bits <= 20:
             raise ConfigError(f"fraction_bits={fraction_bits}: choose 8 to 20.")
         if sigmoid not in SIGMOIDS:
             raise ConfigError(f"sigmoid='{sigmoid}': choose one of {', '.join(SIGMOIDS)}.")
+        place = usable(device, MaliciousAby3 if security == "malicious" else chosen)
         self.mesh, self.me = mesh, mesh.me
         self.names = tuple(sorted((mesh.me, *mesh.peers)))
-        settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__]
+        settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__, place.type]
         self.agree("settings", json.dumps(settings).encode())
         options = {} if protocol == "plain" else {"truncation": truncation}
         side = chosen(mesh, **options) if security == "semi-honest" else _checked(mesh, protocol, security, truncation)
+        side.device = place
         self.meter, self._report = Meter(side, mesh), report
-        self._engine = Engine(self.meter, fraction_bits, sigmoid)
+        self._engine = Engine(self.meter, fraction_bits, sigmoid, device=place)
         # PyTorch's first operation on any class of tensors imports its distributed ones, for a second: before the work.
         SecretTensor(Fixed.constant(self._engine, torch.zeros(()))).detach()
         self._engine.random.manual_seed(int.from_bytes(self._common_seed()[:7], "little"))
@@ -114,7 +120,7 @@ class Session:
             value = torch.as_tensor(load() if callable(load) else load)
             wanted = shared_dtype(dtype or (torch.float32 if value.is_floating_point() else value.dtype))
             bits = self._engine.bits if wanted.is_floating_point else 0
-            code = encode(value, bits, f"the input of '{owner}', shape {tuple(value.shape)},")
+            code = self._engine.placed(encode(value, bits, f"the input of '{owner}', shape {tuple(value.shape)},"))
             sizes, name = list(value.shape), str(wanted).removeprefix("torch.")
             for peer in self.mesh.peers:
                 self.mesh.send(peer, "shape", [json.dumps([sizes, name]).encode()])
@@ -236,12 +242,12 @@ class Session:
             value = each.value if isinstance(each, SecretTensor) else Fixed.constant(self._engine, each.detach())
             share = value.share()
             for owner in self.names[:2]:  # a constant's share, or an owner's, is not random: zeros of two others are
-                zeros = torch.zeros(share.shape, dtype=torch.int64) if owner == self.me else None
+                zeros = self._engine.placed(torch.zeros(share.shape, dtype=torch.int64)) if owner == self.me else None
                 share = share + self.meter.input(zeros, share.shape, owner)
             dtype = str(shared_dtype(each.dtype)).removeprefix("torch.")
             entries[name] = Entry(tuple(share.shape), dtype, value.home, tuple(columns))
             held = len(self.meter.protocol.holdings[at])
-            parts[name] = tuple(part.contiguous().numpy() for part in share.parts[:held])
+            parts[name] = tuple(part.contiguous().cpu().numpy() for part in share.parts[:held])
         header = Header(self._common_seed().hex(), self.meter.protocol.name, self.names, entries)
         write_file(ShareFile(header, self.me, parts), url)
 
@@ -276,8 +282,9 @@ class Session:
         self.agree("file of shares", header.digest(), f"give everybody its file of one sharing ({shown(url)})")
         found = {}
         for name, entry in header.tensors.items():
-            parts = tuple(torch.from_numpy(part.copy()) for part in file.parts[name])
-            share = self.meter.protocol.held(parts or (torch.zeros(entry.shape, dtype=torch.int64),))
+            stored = [torch.from_numpy(part.copy()) for part in file.parts[name]]
+            parts = [self._engine.placed(part) for part in stored or [torch.zeros(entry.shape, dtype=torch.int64)]]
+            share = self.meter.protocol.held(tuple(parts))
             self.meter.shared.append(Opened(("a file",), tuple(entry.shape)))
             found[name] = SecretTensor(Fixed(self._engine, share, entry.bits, entry.bits), DTYPES[entry.dtype])
         return found, {name: entry.columns for name, entry in header.tensors.items()}
@@ -339,12 +346,20 @@ class Session:
 
     def __enter__(self) -> Self:
         torch.backends.mkldnn.set_flags(False)  # its recurrent layers are one operation, which no protocol has
+        if self._engine.device.type != "cpu":
+            torch.backends.cudnn.set_flags(False)  # nor has any its layers
+            # PyTorch runs backward passes of one GPU in one thread of its own, in which parties of one process would
+            # wait for each other for ever.
+            torch.autograd.set_multithreading_enabled(False)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         torch.backends.mkldnn.set_flags(True)
+        if self._engine.device.type != "cpu":
+            torch.backends.cudnn.set_flags(True)
+            torch.autograd.set_multithreading_enabled(True)
         self._write_report()
         if isinstance(self.mesh, TlsMesh):
             self.mesh.__exit__(kind, error, trace)
@@ -389,7 +404,11 @@ def connect(
     known, protocol = parties if isinstance(parties, Parties) else Parties.read(parties), protocol or "aby3"
     computing = computing_parties(known, protocol)
     file = Path(program) if program is not None else Path(sys.argv[0])
-    settings = json.dumps([protocol, sorted(options.items()), known.digest().hex(), arguments]).encode()
+    # Of the device only the kind is alike everywhere.
+    device = str(usable(options.pop("device", "cpu"), protocol_named(protocol)))
+    settings = json.dumps(
+        [protocol, sorted(options.items()), device.split(":")[0], known.digest().hex(), arguments]
+    ).encode()
     digest = hashlib.sha256(code_of(file) + settings).digest()
     me = Identity.load(str(identity)).name
     if me in known.names and me not in computing.names:
@@ -398,8 +417,9 @@ def connect(
             "with `hansa mpc reveal`."
         )
     session = Session(
-        TlsMesh(str(identity), computing, digest, wait_s=wait_s, stall_s=stall_s), protocol, report=report, **options
-    )
+        TlsMesh(str(identity), computing, digest, wait_s=wait_s, stall_s=stall_s), protocol, report=report,
+        device=device, **options,
+    )  # fmt: skip
     torch.manual_seed(int(torch.randint(1 << 62, (), generator=session.generator)))
     return session
 

@@ -29,6 +29,9 @@ Sigmoid = Annotated[
 Security = Annotated[
     str, typer.Option("--security", metavar="semi-honest|malicious", help="Malicious: aby3's arithmetic, checked.")
 ]
+Device = Annotated[
+    str, typer.Option("--device", metavar="cpu|cuda:N", help="Where shares live: the processor, or a GPU.")
+]
 PartyNames = Annotated[
     str, typer.Option("--names", metavar="A,B,C", help="What the parties are called; party-0, party-1, … if not.")
 ]
@@ -47,6 +50,7 @@ def mpc_local(
     truncation: Truncation = "exact",
     sigmoid: Sigmoid = "spline",
     security: Security = "semi-honest",
+    device: Device = "cpu",
     reports: Annotated[
         Path | None, typer.Option("--reports", metavar="DIR", help="Write each party's report here as NAME.json.")
     ] = None,
@@ -60,7 +64,7 @@ def mpc_local(
     """
     from hansa.app.mpc_commands import Choices, local
 
-    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security)
+    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, device=device)
     local(script, arguments or [], [name for name in names.split(",") if name], parties, choices, reports, picture)
 
 
@@ -77,6 +81,7 @@ def mpc_party(
     truncation: Truncation = "exact",
     sigmoid: Sigmoid = "spline",
     security: Security = "semi-honest",
+    device: Device = "cpu",
     wait: Wait = 60.0,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.JSON", help="Write what was computed and sent here.")
@@ -88,7 +93,9 @@ def mpc_party(
     """
     from hansa.app.mpc_commands import Choices, party
 
-    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, wait_s=wait)
+    choices = Choices(
+        protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, device=device, wait_s=wait
+    )
     party(script, arguments or [], me, parties, identity, choices, report)
 
 

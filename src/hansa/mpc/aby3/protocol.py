@@ -30,6 +30,7 @@ class Aby3(Sorting):
     parties: ClassVar[int] = 3
     corruption: ClassVar[str] = "any one of the three parties, which follows the protocol"
     holdings = ((0, 1), (1, 2), (2, 0))
+    devices = ("cpu", "cuda")
 
     def __init__(self, mesh: Mesh, computing: Sequence[str] | None = None, *, truncation: str = "exact") -> None:
         if truncation not in ("exact", "fast"):

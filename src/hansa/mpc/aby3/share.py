@@ -71,7 +71,7 @@ class Sharing(Protocol):
     def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
         """The owner draws one share with each neighbour and sends what is left to both of the others."""
         size = torch.Size(shape)
-        zero = torch.zeros(size, dtype=torch.int64)
+        zero = torch.zeros(size, dtype=torch.int64, device=self.device)
         if owner not in self.names:
             raise ConfigError(f"'{owner}' does not compute: let it share its data with `hansa mpc share`.")
         at = self.names.index(owner)
@@ -80,13 +80,13 @@ class Sharing(Protocol):
         if self.me == at:
             if value is None:
                 raise ConfigError(f"'{owner}' gives no value for its input of shape {tuple(size)}.")
-            mask = self._with_previous.draw(size)
+            mask = self._with_previous.draw_like(zero)
             rest = value - mask
             self._send(self.next, "input", rest)
             return Share((mask, rest))
         if self.me == (at + 1) % 3:
             return Share((self._recv(owner, "input", zero), zero))
-        return Share((zero, self._with_next.draw(size)))
+        return Share((zero, self._with_next.draw_like(zero)))
 
     def constant(self, value: Ring) -> Share:
         """Share 0 is the value."""

@@ -237,7 +237,7 @@ def embedding_backward(grad: Any, index: Any, rows: int, *_: Any) -> SecretTenso
     if isinstance(index, SecretTensor):
         hot = _hot(index, rows).map(lambda part: part.reshape(-1, rows).t())
         return secret(hot.bilinear(given, _mm))
-    flat = index.reshape(-1)
+    flat = engine.placed(index.reshape(-1))
     return secret(given.map(lambda part: part.new_zeros(rows, part.shape[-1]).index_add_(0, flat, part)))
 
 

@@ -150,6 +150,6 @@ def bernoulli_(x: SecretTensor, p: float = 0.5, *, generator: Any = None) -> Sec
 def native_dropout(x: SecretTensor, p: float, train: bool | None) -> tuple[SecretTensor, Any]:
     """A public mask, the same at every party, and the numbers that it leaves, scaled."""
     if not train or p == 0:
-        return x, torch.ones(x.shape, dtype=torch.bool)
-    mask = torch.rand(x.shape, generator=x.value.engine.random) >= p
+        return x, torch.ones(x.shape, dtype=torch.bool, device=x.value.engine.device)
+    mask = x.value.engine.placed(torch.rand(x.shape, generator=x.value.engine.random) >= p)
     return secret(x.value * (mask.to(torch.float32) / (1 - p))), mask

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hansa.core.errors import SecretError
-from hansa.mpc.fixed import Fixed
+from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.operations.wrap import engine_of, number, numbers, secret, summed_dtype
 from hansa.mpc.secret import SecretTensor, dispatch, handles
 
@@ -25,7 +25,19 @@ def _part_by_part(operation: Any) -> None:
                 f"'{name}' takes public places: choose by a secret condition with torch.where, and by a secret index "
                 "with torch.nn.functional.embedding(index, table)."
             )
-        return secret(x.value.view(lambda part: call(part, *args, **kwargs)), x.dtype)
+        engine = x.value.engine
+        places = args if engine.device.type == "cpu" else _placed(args, engine)
+        return secret(x.value.view(lambda part: call(part, *places, **kwargs)), x.dtype)
+
+
+def _placed(args: Sequence[Any], engine: Engine) -> list[Any]:
+    """Public places, where the parts are."""
+    return [
+        engine.placed(each) if isinstance(each, torch.Tensor)
+        else _placed(each, engine) if isinstance(each, list)
+        else each
+        for each in args
+    ]  # fmt: skip
 
 
 def _any_secret(args: Sequence[Any]) -> bool:
@@ -128,7 +140,7 @@ def index_put(x: Any, index: Sequence[Any], values: Any, accumulate: bool = Fals
             raise SecretError("a secret index is written through by torch.where(condition, value, tensor) alone.")
         return dispatch(aten.where.self, (condition, values, x))  # type: ignore[no-any-return]
     chosen = [torch.arange(x.numel()).reshape(x.shape)[tuple(slice(None) if i is None else i for i in index)]]
-    flat = chosen[0].reshape(-1)
+    flat = engine.placed(chosen[0].reshape(-1))
     spread = given.map(lambda part: part.expand(chosen[0].shape).reshape(-1))
 
     def placed(part: torch.Tensor) -> torch.Tensor:
@@ -137,7 +149,7 @@ def index_put(x: Any, index: Sequence[Any], values: Any, accumulate: bool = Fals
 
     if accumulate:
         return secret(into + spread.map(placed), x.dtype)
-    kept = torch.ones(x.numel(), dtype=torch.int64).index_fill(0, flat, 0).reshape(x.shape)
+    kept = torch.ones(x.numel(), dtype=torch.int64, device=flat.device).index_fill(0, flat, 0).reshape(x.shape)
     return secret(into * kept + spread.map(placed), x.dtype)
 
 
@@ -164,8 +176,16 @@ def copy_(into: Any, x: Any, non_blocking: bool = False) -> Any:
 
 
 @handles(aten._to_copy.default)
-def to_copy(x: SecretTensor, *, dtype: torch.dtype | None = None, **_: Any) -> SecretTensor:
+def to_copy(
+    x: SecretTensor, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: Any
+) -> SecretTensor:
     """Another dtype: integers gain a fraction, a number is True where it is not 0, nothing is opened."""
+    home = x.value.engine.device
+    if device is not None and device.type != home.type:
+        raise SecretError(
+            f"a secret stays where its session computes, on {home}, and cannot go to {device}: open the session with "
+            f"device='{device}', or reveal the secret and move what is opened."
+        )
     wanted = dtype or x.dtype
     value = x.value
     if wanted == torch.bool and x.dtype != torch.bool:

@@ -17,6 +17,7 @@ class Plain(Protocol):
     parties: ClassVar[int] = 1
     corruption: ClassVar[str] = "nobody: the one party sees all values"
     holdings = ((0,),)
+    devices = ("cpu", "cuda")
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__(mesh)

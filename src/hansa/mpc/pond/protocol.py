@@ -31,6 +31,7 @@ class Pond(Conversion):
     parties: ClassVar[int] = 3
     corruption: ClassVar[str] = "any one of two servers and a dealer, which follows the protocol"
     holdings = ((0,), (1,), ())
+    devices = ("cpu", "cuda")
 
     def __init__(self, mesh: Mesh, dealer: str | None = None, *, truncation: str = "exact") -> None:
         if truncation not in ("exact", "fast"):

@@ -152,7 +152,7 @@ class Sharing(Protocol):
 
     def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
         """No message from a server; from the dealer one to server 1."""
-        size, zero = torch.Size(shape), torch.zeros(tuple(shape), dtype=torch.int64)
+        size, zero = torch.Size(shape), torch.zeros(tuple(shape), dtype=torch.int64, device=self.device)
         if owner not in self.names:
             raise ConfigError(f"'{owner}' does not compute: let it share its data with `hansa mpc share`.")
         at = self.names.index(owner)
@@ -162,7 +162,7 @@ class Sharing(Protocol):
             return Masked((self._deal(zero if value is None else value),))
         if self.me == _DEALER:
             return Masked((zero,))
-        drawn = self._keys[1 - self.me].draw(size)
+        drawn = self._keys[1 - self.me].draw_like(zero)
         return Masked((drawn if value is None else value - drawn,))
 
     def constant(self, value: Ring) -> Share:
@@ -183,7 +183,7 @@ class Sharing(Protocol):
             a, b = (self._recv(self.names[at], "open", mine)[0] for at in (0, 1))
             return a ^ b if share.boolean else a + b
         if dealer in receivers:
-            mask = self._keys[1 - self.me].draw(mine.shape, mine.dtype)
+            mask = self._keys[1 - self.me].draw_like(mine)
             mask = mask if share.boolean or self.me == 0 else -mask
             self._send(dealer, "open", mine ^ mask if share.boolean else mine + mask)
         if self.other in receivers:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
+from hansa.core.errors import ConfigError
 from hansa.mpc.protocol import Ring
 
 _LARGE = 1 << 24  # multiplications from which splitting into digits may pay
@@ -43,7 +44,7 @@ def matmul(a: Ring, b: Ring) -> Ring:
     m, k = a.shape
     n = b.shape[1]
     if a.device.type != "cpu":
-        return _by_digits(a, b) if min(m, k, n) >= 32 else _by_floats(a, b)
+        return kernel_on(a.device)(a, b) if min(m, k, n) >= 32 else _by_floats(a, b)
     if m * k * n < _LARGE or min(m, n) < 64:
         # torch's product of a matrix and few columns is ten times as slow as NumPy's.
         return torch.from_numpy(a.numpy() @ b.numpy()) if min(m, n) <= 8 else torch.matmul(a, b)
@@ -53,20 +54,43 @@ def matmul(a: Ring, b: Ring) -> Ring:
 @functools.cache
 def kernels() -> list[tuple[str, Callable[[Ring, Ring], Ring], float]]:
     """The kernels that are exact here, fastest first: (name, function, seconds for one product of 256 × 512 × 256)."""
+    a, b, right = _known()
+    found = []
+    for name, kernel in (("torch", torch.matmul), ("int8", _by_digits), ("float64", _by_floats)):
+        if _gives(kernel, a, b, right):
+            found.append((name, kernel, min(_timed(kernel, a, b) for _ in range(3))))
+    return sorted(found, key=lambda each: each[2])
+
+
+@functools.cache
+def kernel_on(device: torch.device) -> Callable[[Ring, Ring], Ring]:
+    """The kernel for large products on a GPU, which has none of int64: by bytes, if they are exact there, else floats.
+
+    Raises:
+      ConfigError: neither gives the bits that the processor gives.
+    """
+    a, b, right = _known()
+    # Floats serve small products beside the bytes, so that they have to be exact in any case.
+    exact = [kernel for kernel in (_by_digits, _by_floats) if _gives(kernel, a.to(device), b.to(device), right)]
+    if _by_floats not in exact:
+        raise ConfigError(f"device='{device}': its float64 products are not exact; choose device='cpu'.")
+    return exact[0]
+
+
+def _gives(kernel: Callable[[Ring, Ring], Ring], a: Ring, b: Ring, right: Ring) -> bool:
+    try:
+        return bool(torch.equal(kernel(a, b).cpu(), right))
+    except RuntimeError:  # this build of torch has no product of bytes
+        return False
+
+
+def _known() -> tuple[Ring, Ring, Ring]:
+    """Two matrices of numbers of all sizes, and their product by torch on the processor."""
     random = np.random.default_rng(1)
     a, b = (torch.from_numpy(random.integers(-(2**63), 2**63 - 1, shape)) for shape in ((256, 512), (512, 256)))
     edge = torch.tensor([-(2**63), 2**63 - 1, -1, 0, 1, 2**31, -(2**43), 127 << 56])
     a[:8, :8], b[:8, :8] = edge, edge[:, None]
-    right = torch.matmul(a, b)
-    found = []
-    for name, kernel in (("torch", torch.matmul), ("int8", _by_digits), ("float64", _by_floats)):
-        try:
-            exact = torch.equal(kernel(a, b), right)
-        except RuntimeError:  # this build of torch has no product of bytes
-            continue
-        if exact:
-            found.append((name, kernel, min(_timed(kernel, a, b) for _ in range(3))))
-    return sorted(found, key=lambda each: each[2])
+    return a, b, torch.matmul(a, b)
 
 
 def _timed(kernel: Callable[[Ring, Ring], Ring], a: Ring, b: Ring) -> float:

@@ -39,9 +39,10 @@ class Prg:
         return torch.from_numpy(words).view(dtype).reshape(tuple(shape))
 
     def draw_like(self, words: Words) -> Words:
-        """Uniform, of the same shape, dtype and kind."""
+        """Uniform, of the same shape, dtype and kind; on a tensor's device, to which they are copied."""
         if isinstance(words, torch.Tensor):
-            return self.draw(words.shape, words.dtype)
+            drawn = self.draw(words.shape, words.dtype)
+            return drawn if words.is_cpu else drawn.to(words.device)
         return self._bytes(words.nbytes).view(words.dtype).reshape(words.shape)
 
     def _bytes(self, size: int) -> np.ndarray:

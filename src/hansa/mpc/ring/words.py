@@ -24,8 +24,8 @@ _LIGHT = 1 << 13
 
 
 def light(part: torch.Tensor) -> Words:
-    """A small tensor as an array that shares its memory; a large one, or a single number, as it is."""
-    return part.numpy() if part.dim() and part.numel() <= _LIGHT else part
+    """A small tensor as an array that shares its memory; a large one, a single number, or a GPU's, as it is."""
+    return part.numpy() if part.dim() and part.numel() <= _LIGHT and part.is_cpu else part
 
 
 def heavy(words: Words) -> torch.Tensor:
@@ -62,7 +62,7 @@ def heavy_share(x: Share) -> Share:
 
 def raw(words: Words) -> memoryview:
     """As a message."""
-    array = words if isinstance(words, np.ndarray) else words.contiguous().numpy()
+    array = words if isinstance(words, np.ndarray) else words.contiguous().cpu().numpy()
     view: memoryview = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return view
 
@@ -87,7 +87,8 @@ def _words(buffer: Buffer, like: Words) -> Words:
         return np.frombuffer(buffer, like.dtype).reshape(like.shape)
     if not len(buffer):
         return torch.empty_like(like)
-    return torch.frombuffer(buffer, dtype=like.dtype).reshape(like.shape)
+    made = torch.frombuffer(buffer, dtype=like.dtype).reshape(like.shape)
+    return made if like.is_cpu else made.to(like.device)
 
 
 def halves(x: Share, dtype: torch.dtype) -> tuple[Share, Share]:
