@@ -11,9 +11,9 @@ it. Elements are compared as (number, place before the shuffle), so that no two 
 ranks of the shuffled elements alone, which are a uniform permutation whatever the numbers are, ties included. A
 simulator draws one and runs the same quicksort. How many bits and rounds there are depends on that permutation alone.
 
-Sources: Laur, Willemson and Zhang 2011 (shuffling by resharing), https://eprint.iacr.org/2011/429; Chida et al. 2019
-(for three parties), https://eprint.iacr.org/2019/695; Hamada et al. 2012 (sorting by opened comparisons of shuffled,
-distinct elements), https://doi.org/10.1007/978-3-642-37682-5_15
+Sources: Laur, Willemson and Zhang 2011 (shuffling by resharing), https://doi.org/10.1007/978-3-642-24861-0_18; Chida et
+al. 2019 (for three parties), https://eprint.iacr.org/2019/695; Hamada et al. 2012 (sorting by opened comparisons of
+shuffled, distinct elements), https://doi.org/10.1007/978-3-642-37682-5_15
 """
 
 from collections.abc import Callable, Sequence
