@@ -33,7 +33,7 @@ def difference(output: str) -> float:
         ("housing.py", ["--epochs", "3"], 2e-3),
         pytest.param("mnist_logistic.py", ["--halves"], 0.01, marks=pytest.mark.slow),
         pytest.param("mnist_mlp.py", ["--rows", "512", "--epochs", "1"], 0.02, marks=pytest.mark.slow),
-        ("gru.py", [], 0.03),
+        pytest.param("gru.py", [], 0.03, marks=pytest.mark.slow),
         pytest.param("factorisation_machine.py", ["--epochs", "2"], 0.01, marks=pytest.mark.slow),
     ],
 )
@@ -46,6 +46,7 @@ def test_lenet_learns_on_shares_what_it_learns_in_the_clear() -> None:
     assert abs(difference(run("lenet.py", "--rows", "128"))) <= 0.03
 
 
+@pytest.mark.slow
 def test_three_processes_learn_the_same_prices(tmp_path: Path) -> None:
     assert abs(difference(run("housing.py", "--epochs", "1", protocol="aby3"))) <= 2e-3
 
