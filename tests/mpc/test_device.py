@@ -1,5 +1,6 @@
 """Shares on a GPU: a simulated one (`simulated_gpu.py` says what that does not show), and a real one where there is."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -99,16 +100,15 @@ def test_products_on_a_gpu_are_those_of_the_processor(shapes: Any) -> None:
 @gpu
 @pytest.mark.parametrize("protocol", ["plain", "aby3", "pond"])
 def test_a_training_step_on_a_gpu_is_that_of_the_processor(protocol: str) -> None:
+    start = torch.nn.Linear(3, 2)
+
     def program(session: Session) -> Any:
-        model = session.share_module(torch.nn.Linear(3, 2), owner=session.names[0])
+        model = session.share_module(copy.deepcopy(start), owner=session.names[0])
         secret = session.share(X, session.names[0])
         torch.sigmoid(model(secret)).sum().backward()
         assert secret.device.type == session._engine.device.type
         return session.reveal(model.weight.grad)
 
-    found = []
-    for device in ("cuda", "cpu"):
-        torch.manual_seed(1)
-        found.append(hansa.mpc.local(program, protocol, device=device)[0])
+    found = [hansa.mpc.local(program, protocol, device=device)[0] for device in ("cuda", "cpu")]
     assert found[0].is_cuda
     assert torch.allclose(found[0].cpu(), found[1], atol=1e-3)

@@ -1,5 +1,6 @@
 """The parties as processes: the same program over mutual TLS, and programs that differ."""
 
+import copy
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from hansa.runtimes.mesh import Parties
 NAMES = ("bank", "clinic", "shop")
 
 
-def program(session: Session) -> Any:
-    drawn = torch.rand(()).item()  # alike everywhere, though nobody seeded it
+with torch.random.fork_rng():  # once, not in the program: the generator is one for all parties that are threads
     torch.manual_seed(1)
-    x, y = torch.randn(32, 4), torch.randn(32, 1)
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1))
-    secret = session.share_module(model)
-    a, b = session.share(x, session.names[1]), session.share(y, session.names[2])
+    X, Y = torch.randn(32, 4), torch.randn(32, 1)
+    START = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1))
+
+
+def program(session: Session) -> Any:
+    drawn = torch.rand(()).item()  # alike at all processes, though nobody seeded it
+    secret = session.share_module(copy.deepcopy(START))
+    a, b = session.share(X, session.names[1]), session.share(Y, session.names[2])
     optimiser = torch.optim.SGD(secret.parameters(), lr=0.1)
     for _ in range(3):
         optimiser.zero_grad()

@@ -1,5 +1,6 @@
 """Two parties: every kind of bilinear function is found and computed, and who holds what is hidden from the other."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -108,11 +109,12 @@ def test_a_party_that_gives_input_sends_nothing() -> None:
 
 
 def test_a_network_trains_as_in_the_clear() -> None:
+    torch.manual_seed(1)
+    x, y = torch.randn(20, 5), (torch.rand(20, 1) < 0.5).float()
+    start = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
+
     def program(session: Session) -> Any:
-        torch.manual_seed(1)
-        x, y = torch.randn(20, 5), (torch.rand(20, 1) < 0.5).float()
-        model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
-        secret = session.share_module(model)
+        secret = session.share_module(copy.deepcopy(start))
         a, b = session.share(x, session.names[0]), session.share(y, session.names[-1])
         optimiser = torch.optim.SGD(secret.parameters(), lr=0.5)
         for _ in range(2):

@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {"trees": 2, "depth": 2, "bins": 5}
 
 
 def owners(rows: int = 150) -> tuple[dict[str, AlignedTable], np.ndarray]:
-    r = np.random.default_rng(4)
+    r = np.random.default_rng(29)  # no split's gain is within 0.18 of the next one's: rounding at random decides none
     age, income = r.normal(size=(2, rows))
     town = r.choice(np.array(["a", "b"], object), rows)
     labels = (town == "a") * 1.5 + age * (income > 0) + 0.2 * r.normal(size=rows)

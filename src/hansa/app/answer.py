@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hansa.app.psi import asked, identity_of
+from hansa.app.party import check_known, identity_of
+from hansa.app.psi import asked
 from hansa.app.terminal import emit, hint, say, settings
 from hansa.core.errors import ConfigError, DataError, HansaError, MissingExtra, Unreachable
 from hansa.core.runtime import Mesh
-from hansa.crypto.identity import Identity
 from hansa.crypto.private_file import write_atomically
 from hansa.runtimes.jobfile import explained, load_module
 from hansa.runtimes.mesh import Parties, TlsMesh
@@ -91,11 +91,9 @@ def answer(
     normalise: Sequence[str], yes: bool, wait_s: float,
 ) -> None:  # fmt: skip
     """Runs one owner's side."""
-    file, known = identity_of(me, identity), Parties.read(parties)
-    name = Identity.load(file).name
+    (file, name), known = identity_of(me, identity), Parties.read(parties)
     for one in (name, wish.asker):
-        if one not in known.names:
-            raise ConfigError(f"'{one}' is not among the parties of {parties} ({', '.join(known.names)}).")
+        check_known(one, known, parties)
     wish.check(name)
     keys = Keys(key, normalise)
     people = People() if data is None else people_of(data, keys, name)
@@ -241,6 +239,8 @@ def service(asker: Asker, keys: Keys) -> "Starlette":
         from starlette.routing import Route
     except ImportError as error:
         raise MissingExtra("hansa answer --serve", error.name or "starlette", "serve") from None
+    from hansa.app.predict import posted
+
     turn = threading.Lock()
 
     def answers(ids: list[str]) -> list[dict[str, Any]]:
@@ -248,13 +248,11 @@ def service(asker: Asker, keys: Keys) -> "Starlette":
             return [_row(each) for each in _asked(asker, ids, keys)]
 
     async def predict(request: Request) -> JSONResponse:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_REQUEST_BYTES:
-                return JSONResponse({"error": f"the request is larger than {MAX_REQUEST_BYTES} bytes: ask less."}, 413)
+        body = await posted(request, MAX_REQUEST_BYTES)
+        if body is None:
+            return JSONResponse({"error": f"the request is larger than {MAX_REQUEST_BYTES} bytes: ask less."}, 413)
         try:
-            return JSONResponse({"answers": await run_in_threadpool(answers, _named(bytes(body)))})
+            return JSONResponse({"answers": await run_in_threadpool(answers, _named(body))})
         except HansaError as error:
             return JSONResponse({"error": str(error)}, 400)
 

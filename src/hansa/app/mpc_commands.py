@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from hansa.app.enrol import Authority
+from hansa.app.party import check_known, identity_of
 from hansa.app.terminal import emit, say, size, span, table
-from hansa.core.errors import ConfigError, IdentityError, NotFound, TrainingFailed, Unreachable
-from hansa.crypto.identity import Identity
+from hansa.core.errors import ConfigError, NotFound, TrainingFailed, Unreachable
 from hansa.mpc.estimate import Network, estimate as estimated
 from hansa.mpc.place import Place
 from hansa.mpc.protocols import protocol_named
@@ -71,15 +71,9 @@ def party(
     report: Path | None,
 ) -> None:  # fmt: skip
     """`hansa mpc party`."""
-    if identity is None and me is None:
-        raise ConfigError("say who this is: --me NAME, with NAME.pem here, or --identity FILE.pem.")
-    file = identity or Path(f"{me}.pem")
-    name = Identity.load(file).name
-    if me is not None and name != me:
-        raise IdentityError(f"{file} is the identity of '{name}', not of '{me}': give the file of '{me}'.")
+    file, name = identity_of(me, identity)
     known = Parties.read(parties)
-    if name not in known.names:
-        raise ConfigError(f"'{name}' is not among the parties of {parties} ({', '.join(known.names)}).")
+    check_known(name, known, parties)
     computing_parties(known, choices.protocol)
     _run(Place(
         script=str(script), arguments=arguments, parties=str(parties), identity=str(file), protocol=choices.protocol,

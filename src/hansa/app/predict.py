@@ -29,6 +29,7 @@ from hansa.runtimes.jobfile import load_job
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.requests import Request
 
 MAX_REQUEST_BYTES = 16 << 20
 BATCH = 4096  # examples at a time
@@ -220,15 +221,12 @@ def service(predictor: Predictor) -> "Starlette":
         raise MissingExtra("hansa predict --serve", error.name or "starlette", "serve") from None
 
     async def answer(request: Request) -> JSONResponse:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_REQUEST_BYTES:
-                return JSONResponse(
-                    {"error": f"the request is larger than {MAX_REQUEST_BYTES} bytes: send fewer examples."}, 413
-                )
+        body = await posted(request, MAX_REQUEST_BYTES)
+        if body is None:
+            said = f"the request is larger than {MAX_REQUEST_BYTES} bytes: send fewer examples."
+            return JSONResponse({"error": said}, 413)
         try:
-            x = _inputs(bytes(body))
+            x = _inputs(body)
             if len(x) > BATCH or x.nbytes > 1 << 20:
                 scores = await run_in_threadpool(predictor.scores, x)
             else:
@@ -278,6 +276,16 @@ def _finite(values: np.ndarray) -> Any:
 def _serve(predictor: Predictor, address: str) -> None:
     """Answers requests until it is interrupted."""
     run_service(service(predictor), address, job=predictor.job.name)
+
+
+async def posted(request: "Request", most: int) -> bytes | None:
+    """The body of a request; None, without reading on, if it has more than so many bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            return None
+    return bytes(body)
 
 
 def run_service(application: "Starlette", address: str, **facts: str) -> None:

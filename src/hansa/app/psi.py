@@ -19,10 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hansa.app.party import identity_of
 from hansa.app.terminal import console, emit, hint, say, settings, size, span
-from hansa.core.errors import ConfigError, IdentityError
+from hansa.core.errors import ConfigError
 from hansa.core.runtime import Mesh
-from hansa.crypto.identity import Identity
 from hansa.runtimes.mesh import Parties, TlsMesh
 from hansa.vertical.psi import Audit, Keys, Prepared, cardinality, intersection_sum, look_up
 from hansa.vertical.psi.files import CsvTable, write_aligned, write_rows
@@ -128,12 +128,11 @@ def psi(
     workers: int | None, wait_s: float,
 ) -> None:  # fmt: skip
     """Runs one party's side: an owner's, or the coordinator's."""
-    keys, file, known = Keys(key, normalise, duplicates), identity_of(me, identity), Parties.read(parties)
+    keys, (file, name), known = Keys(key, normalise, duplicates), identity_of(me, identity), Parties.read(parties)
     side = _Side(
         wish=wish, keys=keys, data=data, out=out, accept=yes or asked, audit=Audit(audit, runs=runs), workers=workers,
         link=partial(TlsMesh, file, known, _SESSION, wait_s=wait_s),
     )  # fmt: skip
-    name = Identity.load(file).name
     if wish.find == "unbalanced":
         _unbalanced(side, name)
     elif wish.find == "size":
@@ -258,17 +257,6 @@ def _nothing(me: str, cost: dict[str, Any]) -> None:
     emit("psi", me=me, **cost)
     say(f"done: by agreement '{me}' does not learn the result")
     _said(cost)
-
-
-def identity_of(me: str | None, identity: Path | None) -> Path:
-    """The identity file of whoever runs this; it has to be of the name that was given."""
-    if me is None and identity is None:
-        raise ConfigError("say who this is: --me NAME, with NAME.pem here, or --identity FILE.pem.")
-    file = identity or Path(f"{me}.pem")
-    name = Identity.load(file).name
-    if me is not None and name != me:
-        raise IdentityError(f"{file} is the identity of '{name}', not of '{me}': give the file of '{me}'.")
-    return file
 
 
 def asked(statement: str) -> bool:

@@ -68,11 +68,12 @@ class Folder(Clients):
     @cached_property
     def _files(self) -> tuple[list[str], list[str]]:
         """Ids in their order, and the file of each."""
-        found = {file.stem: file.name for file in Path(self.path).glob(self.pattern) if file.is_file()}
-        if not found:
+        files = [file for file in Path(self.path).glob(self.pattern) if file.is_file()]
+        if not files:
             raise DataError(f"no file in '{self.path}' matches '{self.pattern}': check the folder and the pattern.")
-        for file in Path(self.path).glob(self.pattern):
-            if file.is_file() and (file.suffix not in ENDINGS or found[file.stem] != file.name):
+        found = {file.stem: file.name for file in files}
+        for file in files:
+            if file.suffix not in ENDINGS or found[file.stem] != file.name:
                 why = "has another file's name" if file.suffix in ENDINGS else f"ends in none of {', '.join(ENDINGS)}"
                 raise DataError(f"'{file.name}' in '{self.path}' {why}: give a pattern that leaves it out.")
         ids = sorted(found)

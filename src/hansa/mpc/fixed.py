@@ -20,7 +20,7 @@ from hansa.mpc.ring import FRACTION_BITS, encode
 _TOO_LARGE = 1 << 62  # as a code
 _WHOLE = 2**53  # whole numbers below it multiply without a longer fraction
 _CONSTANTS = 1 << 10
-_MOST_BITS = 46  # beyond it a waiting value is brought home: 2^(61 − 46) is still the largest magnitude it may have
+MOST_BITS = 46  # beyond it a waiting value is brought home: 2^(61 − 46) is still the largest magnitude it may have
 
 
 @dataclass
@@ -249,17 +249,17 @@ class Fixed:
             (factor == factor.round()).all() and factor.abs().max() < _WHOLE
         )
         power = None if integers else _inverse_power(factor)
-        if self.bits + self.engine.bits > _MOST_BITS and not integers:
+        if self.bits + self.engine.bits > MOST_BITS and not integers:
             self.share()
         assert self._share is not None
-        if power is not None and self.bits + power <= _MOST_BITS and op is torch.mul:
+        if power is not None and self.bits + power <= MOST_BITS and op is torch.mul:
             # A factor of 2^−k is a longer fraction, and no message.
             ones = torch.full_like(factor, 1 if float(factor.flatten()[0]) > 0 else -1, dtype=torch.int64)
             return self._with(self._share.map(lambda part: op(part, ones)), bits=self.bits + power, home=home)
         extra = 0
         if not integers:  # a small factor gets a longer fraction, so that a mean over many is as exact as a sum
             below_one = max(0, -math.frexp(float(factor.abs().max()))[1])
-            extra = min(self.engine.bits + below_one, _MOST_BITS - self.bits)
+            extra = min(self.engine.bits + below_one, MOST_BITS - self.bits)
         code = factor.to(torch.int64) if integers else encode(factor, extra, "a factor")
         return self._with(self._share.map(lambda part: op(part, code)), bits=self.bits + extra, home=home)
 
@@ -271,12 +271,12 @@ class Fixed:
             extra, code = 0, int(factor)
         else:
             mantissa, exponent = math.frexp(abs(factor))
-            if mantissa == 0.5 and self.bits + 1 - exponent <= _MOST_BITS:
+            if mantissa == 0.5 and self.bits + 1 - exponent <= MOST_BITS:
                 extra, code = 1 - exponent, 1 if factor > 0 else -1
             else:
-                if self.bits + self.engine.bits > _MOST_BITS:
+                if self.bits + self.engine.bits > MOST_BITS:
                     self.share()
-                extra = min(self.engine.bits + max(0, -exponent), _MOST_BITS - self.bits)
+                extra = min(self.engine.bits + max(0, -exponent), MOST_BITS - self.bits)
                 code = round(factor * (1 << extra))
         assert self._share is not None
         share = self._share if code == 1 else self._share.times(code)

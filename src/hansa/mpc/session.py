@@ -453,6 +453,9 @@ def computing_parties(known: Parties, protocol: str) -> Parties:
 def local(program: Callable[[Session], _T], protocol: str = "aby3", **options: Any) -> list[_T]:
     """Runs all parties of a program here, as threads, and gives what each returned.
 
+    PyTorch's own generator is one for all threads: what the program draws from it depends on who comes first, even
+    after `torch.manual_seed`. Draw before, or from a `torch.Generator` of the program's own.
+
     Args:
       program: takes the session of its party.
       protocol: see `Session`.

@@ -10,6 +10,17 @@ from hansa.app.commands.options import IdentityFile
 PANEL = "Different columns"
 commands = typer.Typer()
 
+Me = Annotated[str | None, typer.Option("--me", metavar="NAME", help="Your name; its identity is NAME.pem.")]
+PartiesFile = Annotated[
+    Path, typer.Option("--parties", metavar="FILE.TOML", help="Who takes part, the same file at each.")
+]
+Accepted = Annotated[bool, typer.Option("--yes", help="Accept what each party learns without being asked.")]
+Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="For the other parties to come.")]
+
+
+def _steps(normalise: str) -> list[str]:
+    return [] if normalise == "none" else normalise.split(",")
+
 
 @commands.command("psi", rich_help_panel=PANEL)
 def psi_(
@@ -22,10 +33,8 @@ def psi_(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.CSV", help="Your shared rows, in the common order.")
     ] = None,
-    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Your name; its identity is NAME.pem.")] = None,
-    parties: Annotated[
-        Path, typer.Option("--parties", metavar="FILE.TOML", help="Who takes part, the same file at each.")
-    ] = Path("parties.toml"),
+    me: Me = None,
+    parties: PartiesFile = Path("parties.toml"),
     identity: IdentityFile = None,
     normalise: Annotated[
         str, typer.Option("--normalise", metavar="STEPS", help="Of keys: strip,nfkc,casefold,digits,alnum, or none.")
@@ -64,7 +73,7 @@ def psi_(
     least: Annotated[
         int | None, typer.Option("--least", metavar="N", help="Sum: of fewer shared keys there is none. Default: 10.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Accept what each party learns without being asked.")] = False,
+    yes: Accepted = False,
     audit: Annotated[Path, typer.Option("--audit", metavar="FILE", help="Where runs are recorded.")] = Path(
         "psi-audit.jsonl"
     ),
@@ -74,7 +83,7 @@ def psi_(
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", help="Processes that compute. Default: one a core.")
     ] = None,
-    wait_s: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="For the other parties to come.")] = 300.0,
+    wait_s: Wait = 300.0,
 ) -> None:
     """Find out whom several owners share, and write your rows of them in one order; see docs/psi.md.
 
@@ -91,7 +100,7 @@ def psi_(
     )  # fmt: skip
     psi(
         wish, me=me, parties=parties, identity=identity, data=data, key=key, out=out,
-        normalise=[] if normalise == "none" else normalise.split(","), duplicates=duplicates, yes=yes, audit=audit,
+        normalise=_steps(normalise), duplicates=duplicates, yes=yes, audit=audit,
         runs=runs, workers=workers, wait_s=wait_s,
     )  # fmt: skip
 
@@ -107,10 +116,8 @@ def answer(
         Path | None, typer.Option("--data", metavar="FILE.CSV", help="Your people; none at a party without columns.")
     ] = None,
     key: Annotated[str, typer.Option("--key", metavar="COLUMN", help="Of the ids that requests name.")] = "id",
-    me: Annotated[str | None, typer.Option("--me", metavar="NAME", help="Your name; its identity is NAME.pem.")] = None,
-    parties: Annotated[
-        Path, typer.Option("--parties", metavar="FILE.TOML", help="Who takes part, the same file at each.")
-    ] = Path("parties.toml"),
+    me: Me = None,
+    parties: PartiesFile = Path("parties.toml"),
     identity: IdentityFile = None,
     normalise: Annotated[
         str, typer.Option("--normalise", metavar="STEPS", help="Of ids: strip,nfkc,casefold,digits,alnum, or none.")
@@ -131,8 +138,8 @@ def answer(
         int | None, typer.Option("--most", metavar="N", help="Others: people of one request. Default: 10,000.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Others: end when the asker is done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Accept what each party learns without being asked.")] = False,
-    wait_s: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="For the other parties to come.")] = 60.0,
+    yes: Accepted = False,
+    wait_s: Wait = 60.0,
 ) -> None:
     """Predict together, as a service of each owner: the asker names people, and alone learns the answers.
 
@@ -143,5 +150,5 @@ def answer(
     wish = Wish(asker=asker, default=default, ids=ids, out=out, serve=serve, most=most, once=once)
     answer(
         wish, me=me, parties=parties, identity=identity, model=model, data=data, key=key,
-        normalise=[] if normalise == "none" else normalise.split(","), yes=yes, wait_s=wait_s,
+        normalise=_steps(normalise), yes=yes, wait_s=wait_s,
     )  # fmt: skip

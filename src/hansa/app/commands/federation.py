@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hansa.app.commands.options import Config, IdentityFile, Insecure, LastRun, Run, Server, Settings
+from hansa.app.commands.options import Config, IdentityFile, Insecure, LastRun, RevocationList, Run, Server, Settings
 
 PANEL = "A federation"
 commands = typer.Typer()
@@ -28,12 +28,7 @@ def server(
             "--allow", metavar="RULE", help="Which jobs: signer:NAME, hash:HEX. Default: any enrolled submitter's."
         ),
     ] = None,
-    revoked: Annotated[
-        Path | None,
-        typer.Option(
-            "--revoked", metavar="FILE.PEM", help="The authority's revocation list; read again when it changes."
-        ),
-    ] = None,
+    revoked: RevocationList = None,
     insecure: Insecure = False,
 ) -> None:
     """Run the server of a federation; started again with the same command, it goes on where it was.
@@ -73,12 +68,7 @@ def worker(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", metavar="cpu|cuda:N", help="Where models train.")] = "cpu",
-    revoked: Annotated[
-        Path | None,
-        typer.Option(
-            "--revoked", metavar="FILE.PEM", help="The authority's revocation list; read again when it changes."
-        ),
-    ] = None,
+    revoked: RevocationList = None,
     insecure: Insecure = False,
     name: Annotated[str | None, typer.Option("--name", help="Who this worker is; only with --insecure.")] = None,
 ) -> None:

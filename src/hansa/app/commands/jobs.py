@@ -13,6 +13,7 @@ from hansa.app.commands.options import (
     Processes,
     RuntimeName,
     Settings,
+    SimulatedClients,
 )
 
 PANEL = "A job"
@@ -39,7 +40,7 @@ def new(
 @commands.command(rich_help_panel=PANEL)
 def simulate(
     job: JobFile,
-    clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
+    clients: SimulatedClients = None,
     settings: Settings = None,
     config: Config = None,
     runtime: RuntimeName = "local",
@@ -97,7 +98,7 @@ def sweep(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs, table and picture go.")] = Path(
         "sweep"
     ),
-    clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
+    clients: SimulatedClients = None,
     settings: Settings = None,
     config: Config = None,
     runtime: RuntimeName = "local",
@@ -128,7 +129,7 @@ def audit(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report and its pictures go.")] = Path(
         "audit"
     ),
-    clients: Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")] = None,
+    clients: SimulatedClients = None,
     settings: Settings = None,
     config: Config = None,
     client: Annotated[

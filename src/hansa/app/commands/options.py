@@ -25,6 +25,7 @@ RuntimeName = Annotated[
 Processes = Annotated[
     int | None, typer.Option("--processes", metavar="N", help="How many processes or Ray workers, if not one a core.")
 ]
+SimulatedClients = Annotated[int | None, typer.Option("--clients", metavar="N", help="How many clients to simulate.")]
 ClusterAddress = Annotated[
     str | None, typer.Option("--address", metavar="HOST:PORT", help="A running Ray cluster; else one is started here.")
 ]
@@ -46,4 +47,8 @@ Insecure = Annotated[
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it; see `hansa list`.")]
 LastRun = Annotated[
     str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it; the latest if left out.")
+]
+RevocationList = Annotated[
+    Path | None,
+    typer.Option("--revoked", metavar="FILE.PEM", help="The authority's revocation list; read again when it changes."),
 ]

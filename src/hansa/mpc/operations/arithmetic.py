@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hansa.mpc import functions
-from hansa.mpc.fixed import _MOST_BITS, Fixed
+from hansa.mpc.fixed import MOST_BITS, Fixed
 from hansa.mpc.operations.wrap import engine_of, floating, number, secret, summed_dtype
 from hansa.mpc.ring import matmul
 from hansa.mpc.secret import SecretTensor, handles
@@ -63,7 +63,7 @@ def _finely(x: Fixed, factor: float) -> Fixed:
     The factor is split in two, and the lower one multiplies the upper bits of the moment.
     """
     x.share()
-    room = _MOST_BITS - x.home
+    room = MOST_BITS - x.home
     coarse = math.floor(factor * 2.0**room) / 2.0**room
     if coarse == factor:
         return x * factor

@@ -184,7 +184,7 @@ class TlsMesh(Mesh):
             link.close()
             if isinstance(error, HansaError):
                 raise
-            raise Unreachable(f"party '{peer}' ended the handshake: {error}.") from None
+            raise self._fault or Unreachable(f"party '{peer}' ended the handshake: {error}.") from None
         return wrapped
 
     def _accept(self, listener: socket.socket, until: float) -> None:
@@ -202,11 +202,8 @@ class TlsMesh(Mesh):
                 raw.settimeout(max(0.1, until - time.monotonic()))
                 link = wrapped = context.wrap_socket(_tuned(raw), server_side=True)
                 self._welcome(wrapped)
-            except (HansaError, OSError, struct.error) as error:
-                # A stranger is turned away and not told of; a party with another program ends the session here, too.
-                if isinstance(error, Refused):
-                    self._fault = error
-                link.close()
+            except (HansaError, OSError, struct.error):
+                link.close()  # a stranger is turned away and not told of
 
     def _welcome(self, link: ssl.SSLSocket) -> None:
         name = self._check(link)
@@ -220,10 +217,11 @@ class TlsMesh(Mesh):
             fault = "another file of parties: give the same one to every party"
         elif session != self._session:
             fault = "another program, other settings or another session: run the same code everywhere"
-        if fault:
+        if fault:  # ends the session here, too: kept first, since whoever is refused may end what this party dials
+            self._fault = Refused(f"party '{name}' was refused: {fault}.")
             text = fault.encode()[:255]
             link.sendall(bytes([len(text)]) + text)
-            raise Refused(f"party '{name}' was refused: {fault}.")
+            raise self._fault
         link.sendall(b"\0")
         with self._mutex:
             if self._over:
