@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from hansa.adapters.torch import TorchModel
@@ -19,6 +20,7 @@ from hansa.core.errors import ConfigError, JobError
 from hansa.core.job import Evaluation, Job
 from hansa.core.model import LocalWork, RecordDP
 from hansa.core.pipeline import Pipeline
+from hansa.privacy.records import sensitivity
 from hansa.stages.mean import UniformMean
 from hansa.stages.sum import Sum
 
@@ -158,6 +160,104 @@ def test_one_record_moves_the_sum_by_no_more_than_the_clip() -> None:
     assert float(moved) <= 0.5 + 1e-9
 
 
+# -- microbatches
+
+
+def slotted(
+    records: Records, x: torch.Tensor, y: torch.Tensor, clip: float, slots: list[int], expected: float
+) -> torch.Tensor:
+    totals = [torch.zeros_like(weight).detach() for weight in records._weights]
+    records.add_microbatches(totals, [x], y, clip, 1.0, np.asarray(slots), expected)
+    return torch.cat([total.flatten() for total in totals])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), net=st.sampled_from(["dense", "images", "recurrent"]), clip=st.floats(0.01, 5.0))
+def test_one_record_moves_the_sum_of_microbatches_by_no_more_than_the_stated_bound(
+    data: st.DataObject, net: str, clip: float
+) -> None:
+    make, shape, _ = NETS[net]
+    torch.manual_seed(1)
+    module = make().double()
+    names, weights = zip(*module.named_parameters(), strict=True)
+    records = Records(module, F.cross_entropy, names, weights)
+    count, among = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4))
+    x, y = batch(shape, False, count)
+    one, size = (
+        data.draw(st.integers(0, count - 1)),
+        data.draw(st.sampled_from([1e-3, 1.0, 1e6, float("inf"), float("nan")])),
+    )
+    x[one] *= size
+    y[one] = data.draw(st.integers(0, 2))
+    slots = data.draw(st.lists(st.integers(0, among - 1), min_size=count, max_size=count))
+    others = [i for i in range(count) if i != one]
+    bound = sensitivity(RecordDP(1.0, clip, microbatches=among))
+    with_it = slotted(records, x, y, clip, slots, count / among)
+    without = slotted(records, x[others], y[others], clip, [slots[i] for i in others], count / among)
+    assert float((with_it - without).norm()) <= bound * (1 + 1e-9)
+
+
+def test_the_bound_of_microbatches_is_reached_and_twice_that_of_records() -> None:
+    module = nn.Linear(1, 1, bias=False).double()
+    names, weights = zip(*module.named_parameters(), strict=True)
+    records = Records(module, lambda out, y: (out * y).mean(), names, weights)  # a record's gradient is x·y
+    x, y = torch.tensor([[5.0], [100.0]], dtype=torch.float64), torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    alone, both = slotted(records, x[:1], y[:1], 0.5, [0], 1.0), slotted(records, x, y, 0.5, [0, 0], 1.0)
+    assert (float(alone), float(both)) == (0.5, -0.5)
+    assert sensitivity(RecordDP(1.0, 0.5, microbatches=1)) == 1.0 and sensitivity(RecordDP(1.0, 0.5)) == 0.5
+
+
+def test_microbatches_are_clipped_sums_over_their_expected_size() -> None:
+    make, shape, _ = NETS["images"]
+    module = make().double()
+    x, y = batch(shape, False)
+    names, weights = zip(*module.named_parameters(), strict=True)
+    records = Records(module, F.cross_entropy, names, weights)
+    slots = [2, 0, 2, 2, 0, 5, 5, 2, 0]  # uneven, and some are empty
+    wanted = torch.zeros_like(slotted(records, x, y, 0.1, slots, 1.5))
+    for slot in (0, 2, 5):
+        rows = [i for i, at in enumerate(slots) if at == slot]
+        grads = torch.autograd.grad(F.cross_entropy(module(x[rows]), y[rows], reduction="sum"), weights)
+        mean = torch.cat([g.flatten() for g in grads]) / 1.5
+        wanted += mean * min(1.0, 0.1 / float(mean.norm()))
+    assert torch.allclose(slotted(records, x, y, 0.1, slots, 1.5), wanted, rtol=1e-9)
+    plain = torch.cat([each.flatten() for each in clipped(records, x, y, 0.1)])
+    assert torch.allclose(slotted(records, x, y, 0.1, list(range(9)), 1.0), plain, rtol=1e-6)  # a slot for each record
+
+
+def test_a_step_with_microbatches_moves_by_the_mean_over_slots_and_its_noise() -> None:
+    data = Dataset(x=np.random.default_rng(0).normal(size=(60, 6)).astype("float32"), y=np.arange(60) % 3)
+    model = TorchModel(partial(nn.Linear, 6, 3), loss=F.cross_entropy)
+    params, rng = model.init(0), partial(np.random.default_rng, 5)
+    # Nothing is clipped and all records are drawn: every assignment to slots gives the mean gradient.
+    quiet = LocalWork(lr=0.5, steps=1, batch_size=60, dp=RecordDP(1e-12, 1e6, microbatches=7))
+    moved = model.fit(params, data, quiet, rng()).params
+    exact = model.fit(params, data, quiet.with_(dp=None), rng()).params
+    for name in params:
+        np.testing.assert_allclose(moved[name], exact[name], atol=1e-5)
+    loud = quiet.with_(dp=RecordDP(2.0, 3.0, microbatches=5))
+    noise = noise_of_mean([torch.zeros(100_000)], loud, Protected())[0]
+    assert float(noise.std()) == pytest.approx(2.0 * 2 * 3.0 / 5, rel=0.02)
+    assert model.fit(params, data, loud, rng()).params != model.fit(params, data, loud, rng()).params
+
+
+def test_slots_are_even_and_of_the_operating_system() -> None:
+    counts = np.bincount(Protected().slots(70_000, 7), minlength=7)
+    assert len(counts) == 7 and np.abs(counts - 10_000).max() < 6 * (10_000 * 6 / 7) ** 0.5
+    same, other = (Protected(lambda count: bytes([7]) * count) for _ in range(2))
+    assert (same.slots(50, 3) == other.slots(50, 3)).all() and same.seed() == other.seed() != same.seed()
+
+
+def test_what_a_network_draws_is_not_of_the_job_s_seed_either() -> None:
+    # Else one record more would shift the masks that all behind it have, beyond any bound of one record.
+    data = Dataset(x=np.random.default_rng(0).normal(size=(64, 6)).astype("float32"), y=np.arange(64) % 3)
+    model = TorchModel(lambda: nn.Sequential(nn.Linear(6, 9), nn.Dropout(0.5), nn.Linear(9, 3)), loss=F.cross_entropy)
+    work = LocalWork(lr=1.0, steps=1, batch_size=64, dp=RecordDP(1e-12, 1e6))  # all drawn, no noise to speak of
+    params = model.init(0)
+    first, second = (model.fit(params, data, work, np.random.default_rng(5)).params for _ in range(2))
+    assert max(float(np.abs(first[name] - second[name]).max()) for name in params) > 1e-4
+
+
 def test_noise_has_its_standard_deviation_and_draws_their_rate() -> None:
     work = LocalWork(lr=1.0, epochs=1, batch_size=20, dp=RecordDP(noise_multiplier=2.0, clip=3.0))
     protected = Protected()
@@ -202,6 +302,10 @@ def test_what_mixes_records_is_refused() -> None:
     for bad in ({"noise_multiplier": 0.0, "clip": 1.0}, {"noise_multiplier": 1.0, "clip": float("inf")}):
         with pytest.raises(ConfigError, match="record-level privacy needs one above 0"):
             RecordDP(**bad)
+    with pytest.raises(ConfigError, match="microbatches=0: at least 1"):
+        RecordDP(1.0, 1.0, microbatches=0)
+    with pytest.raises(ConfigError, match="microbatches=5 > batch_size=4: lower it"):
+        LocalWork(lr=0.1, epochs=1, batch_size=4, dp=RecordDP(1.0, 1.0, microbatches=5))
     with pytest.raises(ConfigError, match="give a batch_size"):
         LocalWork(lr=0.1, epochs=1, dp=RecordDP(1.0, 1.0))
 

@@ -333,21 +333,27 @@ class TorchModel(Model):
         from hansa.adapters import torch_records
         from hansa.adapters.torch_records_replay import padded
 
-        assert work.dp is not None
-        assert work.batch_size is not None
+        dp, batch = work.dp, work.batch_size
+        assert dp is not None
+        assert batch is not None
         network = kept.network
         names, weights = list(network.trained), list(network.trained.values())
         if kept.records is None:
             native = kept.replay is not None
             kept.records = torch_records.Records(network.module, ready(self.loss), names, weights, native)
         protected, descent = torch_records.Protected(), InPlaceDescent(work, names, weights, network.pulled, _beside)
+        torch.manual_seed(protected.seed())
         count = torch_records.steps(work, examples)
         for _ in range(count):
             rows = protected.chosen(examples, torch_records.rate(work, examples))
             mean = torch_records.noise_of_mean(weights, work, protected)
-            if len(rows):
-                drawn = source.take(padded(rows))
-                kept.records.add_clipped(mean, *drawn, work.dp.clip, 1 / work.batch_size, count=len(rows))
+            if len(rows) and dp.microbatches is not None:
+                slots, drawn = protected.slots(len(rows), dp.microbatches), source.take(rows)
+                kept.records.add_microbatches(
+                    mean, *drawn, dp.clip, 1 / dp.microbatches, slots=slots, expected=batch / dp.microbatches
+                )
+            elif len(rows):
+                kept.records.add_clipped(mean, *source.take(padded(rows)), dp.clip, 1 / batch, count=len(rows))
             descent.step(mean)
         return Fit(network.copy(), count)
 

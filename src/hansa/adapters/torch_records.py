@@ -7,6 +7,7 @@ ever made, and one backward pass does both. The sum is added to the noise where 
     dense, one position      ‖gᵢ aᵢᵀ‖² = ‖gᵢ‖²·‖aᵢ‖²                     Σᵢ cᵢ gᵢ aᵢᵀ = (c·G)ᵀ A
     T positions              Σ (A Aᵀ) ∘ (G Gᵀ), or the product itself where that is smaller
     anything else            gradients of single records by torch.func.vmap, some at a time
+    microbatches             a backward pass for each, in any network
 
 Sources: Abadi et al. 2016, Deep Learning with Differential Privacy, https://arxiv.org/abs/1607.00133; Goodfellow 2015,
 https://arxiv.org/abs/1510.01799; Li et al. 2022, https://arxiv.org/abs/2110.05679; Bu et al. 2023,
@@ -29,6 +30,7 @@ from hansa.adapters.torch_native import Untraceable
 from hansa.adapters.torch_records_replay import SumReplay
 from hansa.core.errors import ConfigError, MissingExtra
 from hansa.core.model import LocalWork
+from hansa.privacy.records import sensitivity
 
 try:
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -42,7 +44,7 @@ _AT_ONCE = 64  # records whose gradients are in memory together where each must 
 
 
 class Protected:
-    """Draws and noise of one visit: AES-128 in counter mode under a key of the operating system.
+    """Draws, noise and seed of one visit: AES-128 in counter mode under a key of the operating system.
 
     Args:
       entropy: gives the key; tests inject it.
@@ -68,6 +70,14 @@ class Protected:
         """The rows of one step: each with this probability."""
         coins = self._words(2 * examples).view("<u8") >> np.uint64(11)
         return np.flatnonzero(coins < np.uint64(rate * (1 << 53)))
+
+    def slots(self, count: int, among: int) -> np.ndarray:
+        """For each of so many records the slot that it falls into, 0 to `among` − 1, independently of the others."""
+        return (self._words(count).astype(np.uint64) * np.uint64(among) >> np.uint64(32)).astype(np.int64)
+
+    def seed(self) -> int:
+        """Of what a network draws itself, as dropout: what one record has must not tell what another was left."""
+        return int(self._words(2).view("<u8")[0] >> np.uint64(1))
 
     def normals(self, count: int, deviation: float = 1.0) -> torch.Tensor:
         """Normal deviates, float32 (Box and Muller 1958), in memory that the next ones will be in."""
@@ -144,6 +154,27 @@ class Records:
             return
         self._ghosts = None
         self._one_by_one(totals, inputs, targets, clip, share)
+
+    def add_microbatches(
+        self, totals: Sequence[torch.Tensor], inputs: Sequence[Any], targets: Any, clip: float, share: float,
+        slots: np.ndarray, expected: float,
+    ) -> None:  # fmt: skip
+        """Adds the sum over slots of a slot's summed gradients over `expected`, scaled as those of records are.
+
+        Args:
+          totals, inputs, targets, clip, share: as in `add_clipped`.
+          slots: for each record the one that it fell into.
+          expected: records in a slot.
+
+        Guarantees:
+          One record more or less changes what is added by at most 2·clip·share: it changes one summand, whose norm is
+          at most clip·share before and after, whatever the network does, and 0 where it is not finite.
+        """
+        if not self._checked:
+            self._check_mean(inputs, targets)
+        groups = [torch.from_numpy(np.flatnonzero(slots == slot)) for slot in np.unique(slots)]
+        for total, each in zip(totals, self._in_turn(inputs, targets, clip, groups, expected), strict=True):
+            total.add_(each, alpha=share)
 
     # -- the short way
 
@@ -251,15 +282,17 @@ class Records:
             sums = self._stacked(inputs, targets, clip)
         except RuntimeError as error:  # recurrent layers and others that vmap does not know
             _say(f"record-level privacy takes one record after another: {str(error).splitlines()[0]}")
-            sums = self._in_turn(inputs, targets, clip)
+            sums = self._in_turn(inputs, targets, clip, torch.arange(len(inputs[0])).split(1))
         for total, each in zip(totals, sums, strict=True):
             total.add_(each, alpha=share)
 
-    def _in_turn(self, inputs: Sequence[Any], targets: Any, clip: float) -> list[torch.Tensor]:
+    def _in_turn(
+        self, inputs: Sequence[Any], targets: Any, clip: float, groups: Sequence[torch.Tensor], expected: float = 1.0
+    ) -> list[torch.Tensor]:
+        """The sum over groups of rows of their summed gradients over `expected`, clipped."""
         sums = [torch.zeros_like(weight) for weight in self._weights]
-        for i in range(len(inputs[0])):
-            y = _rows(targets, slice(i, i + 1))
-            loss = self._loss(self._module(*(x[i : i + 1] for x in inputs)), y)
+        for rows in groups:
+            loss = self._loss(self._module(*(x[rows] for x in inputs)), _rows(targets, rows)) * (len(rows) / expected)
             grads = torch.autograd.grad(loss, self._weights, allow_unused=True, materialize_grads=True)
             norm = torch.sqrt(sum((g.square().sum() for g in grads), torch.zeros(())))
             if torch.isfinite(norm):
@@ -321,7 +354,7 @@ class Records:
 
 
 def noise_of_mean(weights: Sequence[torch.Tensor], work: LocalWork, protected: Protected) -> list[torch.Tensor]:
-    """One tensor like each weight: noise of standard deviation noise_multiplier·clip over the expected batch.
+    """One tensor like each weight: noise of standard deviation noise_multiplier·sensitivity over what is divided by.
 
     They lie in memory that the next ones will be in.
     """
@@ -329,7 +362,8 @@ def noise_of_mean(weights: Sequence[torch.Tensor], work: LocalWork, protected: P
     assert dp is not None
     assert work.batch_size is not None
     sizes = [weight.numel() for weight in weights]
-    made = protected.normals(sum(sizes), dp.noise_multiplier * dp.clip / work.batch_size).split(sizes)
+    summands = dp.microbatches or work.batch_size
+    made = protected.normals(sum(sizes), dp.noise_multiplier * sensitivity(dp) / summands).split(sizes)
     return [each.view(weight.shape).to(weight.device, weight.dtype) for each, weight in zip(made, weights, strict=True)]
 
 

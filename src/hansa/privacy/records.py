@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
-from hansa.core.model import LocalWork
+from hansa.core.model import LocalWork, RecordDP
 from hansa.privacy.accountant import Cost, cost
 from hansa.privacy.threats import Adversary, Sees
 
@@ -24,6 +24,22 @@ THREATS: tuple[Sees, ...] = (
     Sees(Adversary.READER, "no more than the server"),
 )
 """Of `LocalWork(dp=…)`, which the core declares."""
+
+
+def sensitivity(dp: RecordDP) -> float:
+    """The L2 norm by which one record more or less changes what a step sums up, whatever else was drawn: C or 2C.
+
+    Without microbatches the sum has one more gradient of norm at most C. With them a record falls into one slot alone,
+    independently of all others, so that for given draws and slots of the others one summand is replaced by another, and
+    both lie in the ball of radius C: no more than 2C, and no less where a slot turns round. Averaging over those draws
+    and slots, and over whether the record was drawn, is a mixture of such pairs; divergences are jointly convex, so it
+    costs no more than one Poisson-sampled Gaussian of this sensitivity.
+
+    Sources: McMahan, Andrew et al. 2018, A General Approach to Adding Differential Privacy to Iterative Training
+    Procedures, https://arxiv.org/abs/1812.06210; Ponomareva et al. 2023, How to DP-fy ML, section 5.6 (the factor 2),
+    https://arxiv.org/abs/2303.00654
+    """
+    return dp.clip if dp.microbatches is None else 2 * dp.clip
 
 
 def record_events(work: LocalWork, examples: int) -> Counter[Event]:
@@ -40,9 +56,10 @@ def record_events(work: LocalWork, examples: int) -> Counter[Event]:
     rate = min(1.0, work.batch_size / examples)
     steps = work.steps if work.steps is not None else (work.epochs or 0) * math.ceil(examples / work.batch_size)
     sampling = "poisson" if rate < 1 else "none"
+    slots = "" if work.dp.microbatches is None else f", {work.dp.microbatches} microbatches"
     event = Event(
         mechanism="gaussian", noise_multiplier=work.dp.noise_multiplier, sampling=sampling, rate=rate,
-        detail=f"DP-SGD steps, clip {work.dp.clip:g}",
+        detail=f"DP-SGD steps, clip {work.dp.clip:g}{slots}",
     )  # fmt: skip
     return Counter({event: steps})
 
