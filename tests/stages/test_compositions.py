@@ -200,6 +200,7 @@ def test_overflow_of_the_sum_is_refused_before_any_data() -> None:
         (lambda: TopK(0.0), r"lies in \(0, 1\]"),
         (lambda: TopK(1.5), r"lies in \(0, 1\]"),
         (lambda: Rotate(clip=0.0), "clip=0.0"),
+        (lambda: Rotate(transform="dct"), "transform='dct': choose 'hadamard' or 'fourier'"),
         (lambda: RandomMask(0.0), r"lies in \(0, 1\]"),
         (lambda: LowRank(0), "rank=0"),
         (lambda: PowerSGD(0), "rank=0"),

@@ -30,6 +30,7 @@ from hansa.stages.topk import TopK
 SETTING = Setting(sampling=Fixed(2), algorithm=Algorithm(LocalWork(lr=1.0, epochs=1)), population=20)
 PROTECTED: list[tuple[list[Stage], float]] = [  # with the most that it may cost in noise
     ([Rotate()], 1.01),
+    ([Rotate(transform="fourier")], 1.01),
     ([Rotate(clip=2.0)], 1.01),
     ([Rotate(), Quantise(16)], 1.01),
     ([Rotate(clip=2.0), Quantise(2)], 2.01),

@@ -27,6 +27,7 @@ from hansa.stages.ternary import Ternary
 ADD_UP: list[list[Stage]] = [
     [AdaptiveClip(0.5), UniformMean(), Rotate(clip=2.0), RandomMask(0.25), Quantise(2)],
     [Clip(0.5), UniformMean(), LowRank(3), Rotate(clip=3.0), Quantise(8)],
+    [Clip(0.5), UniformMean(), Rotate(clip=3.0, transform="fourier"), Quantise(8)],
     [Clip(0.5), UniformMean(), PowerSGD(1, error_feedback=False), Quantise(12)],
     [Clip(0.5), UniformMean(), Ternary(shared=True)],
     [UniformMean(), MajorityVote(0.01)],

@@ -82,10 +82,10 @@ def mean(b: Bound, messages: list[Tensors]) -> np.ndarray:
 
 
 @BOTH
-@pytest.mark.parametrize("rotated", [False, True])
-def test_mean_is_the_mean_and_its_noise_what_was_declared(kind: type[DistributedGaussian], rotated: bool) -> None:
+@pytest.mark.parametrize("rotated", ["", "hadamard", "fourier"])
+def test_mean_is_the_mean_and_its_noise_what_was_declared(kind: type[DistributedGaussian], rotated: str) -> None:
     rng, z, clip = np.random.default_rng(1), 0.7, 2.0
-    b = bound(Clip(clip), UniformMean(), *([Rotate(clip=4)] if rotated else []), kind(z, bits=16))
+    b = bound(Clip(clip), UniformMean(), *([Rotate(clip=4, transform=rotated)] if rotated else []), kind(z, bits=16))
     xs = [rng.standard_normal(500) for _ in range(N)]
     expected = np.mean([x * min(1, clip / np.linalg.norm(x)) for x in xs], axis=0)
     errors = np.stack([mean(b, [contribution(b, x) for x in xs]) - expected for _ in range(20)])

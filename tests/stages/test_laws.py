@@ -174,6 +174,8 @@ CASES = [
     Case([Clip(1.0), UniformMean(), Quantise(12)], NormBound(), clip_mean),
     Case([UniformMean(), Rotate()], Sum(), lambda xs, ws: mean(xs, [1.0] * len(xs))),
     Case([WeightedMean(), Rotate(seed=3)], Sum(), mean),
+    Case([WeightedMean(), Rotate(transform="fourier")], Sum(), mean),
+    Case([Clip(1.0), UniformMean(), Rotate(transform="fourier"), Quantise(16)], Sum(), clip_mean, spread=True),
     Case(
         [Clip(1.0), UniformMean(), Rotate(clip=2.0)],
         Sum(),

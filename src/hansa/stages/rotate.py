@@ -1,4 +1,4 @@
-"""A random rotation, after which no coordinate is much larger than the others: random signs and Walsh–Hadamard.
+"""A random rotation, after which no coordinate is much larger than the others: random signs and a fast transform.
 
     encode   y = R·x,  R = H·diag(s)          decode   x = Rᵀ·y
 
@@ -6,6 +6,7 @@ H is symmetric, orthogonal and has entries of about ±d^(−1/2); s are signs, d
 is linear and the same for every client, so that rotated contributions add up. H is a Kronecker product of Hadamard
 matrices of at most 16 × 16, each applied by one pass of BLAS; the factor that is no power of two is a Hartley matrix.
 Where that would be large, two windows that overlap by all but a 64th are turned in turn: nothing is ever padded.
+`transform="fourier"` takes the real Fourier transform instead of H: see `stages/fourier.py`.
 """
 
 import functools
@@ -19,6 +20,7 @@ from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.sampling import Stream
 from hansa.core.tensors import Tensors
+from hansa.stages import fourier
 from hansa.stages.flat import Flat, flats, stacked
 from hansa.stages.sum import likely_most, unit
 
@@ -36,6 +38,7 @@ class Rotate(Stage):
       clip: cuts rotated coordinates beyond this many C/√d, C being the bound of the clip before it, and so gives
         `Quantise` a grid that is finer by √d/clip. Infinity cuts nothing, and promises no more than |y| ≤ C.
       seed: of the rotations, public; the round's number is added by the pipeline's state.
+      transform: `hadamard`, or `fourier`, which is one transform of any length where Hadamard's may be two windows.
 
     Guarantees:
       Norms stay as they are, and the decoded total is what it would have been without it, but for float rounding.
@@ -54,12 +57,16 @@ class Rotate(Stage):
 
     clip: float = field(default=math.inf, kw_only=True)
     seed: int = field(default=0, kw_only=True)
+    transform: str = field(default="hadamard", kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.clip > 0:
             raise ConfigError(
                 f"clip={self.clip}: above 0, in standard deviations, as in 3; or infinity to cut nothing."
             )
+
+        if self.transform not in _ROTATIONS:
+            raise ConfigError(f"transform='{self.transform}': choose 'hadamard' or 'fourier'.")
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses a value that is rounded already, and a cut without a bound to measure it by."""
@@ -75,13 +82,14 @@ class _Rotated(Step):
         self._moves = not setting.sampling.max_staleness  # a stale update knows only the rotation of its own round
         self._limits: dict[str, float] = {}
         self._rounding: dict[str, float] = {}
+        error = fourier.rounding if stage.transform == "fourier" else rounding
         parts = {}
         for flat in found:
             part = signal.parts[flat.name]
-            l2 = part.l2 * (1 + rounding(flat.size, flat.work))
+            l2 = part.l2 * (1 + error(flat.size, flat.work))
             self._limits[flat.name] = float(flat.dtype.type(stage.clip * part.l2 / math.sqrt(flat.size)))
             # The total is turned back in float64 and then rounded to its own type: see `Quantise`, which says the same.
-            per_unit = unit(part) + rounding(flat.size, np.dtype(np.float64))
+            per_unit = unit(part) + error(flat.size, np.dtype(np.float64))
             self._rounding[flat.name] = 1 + 2 * per_unit * likely_most(setting)
             shapes = {_ROTATED: ((flat.size,), str(flat.dtype))}
             # Downwards the worker turns back what it got, which is asked only of what cannot be added.
@@ -115,8 +123,8 @@ class _Rotated(Step):
     def decode_total(self, total: Tensors, state: Tensors, round: Decoding) -> tuple[Tensors, Tensors]:
         return self.decode_one(total, state), Tensors({"turn": state["turn"] + int(self._moves)})
 
-    def _rotation(self, flat: Flat, state: Tensors) -> "Rotation":
-        return _drawn(flat.size, flat.name, self._stage.seed, int(state["turn"][0]))
+    def _rotation(self, flat: Flat, state: Tensors) -> "Rotation | fourier.FourierRotation":
+        return _drawn(flat.size, flat.name, self._stage.seed, int(state["turn"][0]), self._stage.transform)
 
 
 class Rotation:
@@ -134,9 +142,7 @@ class Rotation:
 
     def __init__(self, size: int, seed: int) -> None:
         width, starts = _windows(size)
-        words = np.random.PCG64(seed).random_raw(-(-len(starts) * width // 64))
-        bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=len(starts) * width)
-        signs = 1 - 2 * bits.view(np.int8)
+        signs = fourier.signs(len(starts) * width, seed)
         self._windows = [(start, signs[i * width : (i + 1) * width]) for i, start in enumerate(starts)]
 
     def apply(self, vector: np.ndarray) -> np.ndarray:
@@ -153,6 +159,12 @@ class Rotation:
             turned *= signs
             vector = _spliced(vector, start, turned)
         return vector
+
+
+_ROTATIONS: dict[str, type[Rotation] | type[fourier.FourierRotation]] = {
+    "hadamard": Rotation,
+    "fourier": fourier.FourierRotation,
+}
 
 
 def transformed(vector: np.ndarray) -> np.ndarray:
@@ -197,8 +209,8 @@ def _spliced(vector: np.ndarray, start: int, window: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)  # of all clients of a round, and of one side value
-def _drawn(size: int, part: str, seed: int, turn: int) -> Rotation:
-    return Rotation(size, Stream("rotate", part, seed, turn).seed())
+def _drawn(size: int, part: str, seed: int, turn: int, transform: str) -> Rotation | fourier.FourierRotation:
+    return _ROTATIONS[transform](size, Stream("rotate", part, seed, turn).seed())
 
 
 @functools.lru_cache(maxsize=8)
