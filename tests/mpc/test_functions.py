@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hansa.mpc.functions import reciprocal_of_at_least_one
+from hansa.mpc.secret import SecretTensor
 from hansa.mpc.session import Session, local
 
 WIDE = torch.cat((torch.linspace(-8, 8, 4001), torch.tensor([-3e4, -1e4, -900.0, 900.0, 1e4, 3e4])))
@@ -76,6 +78,24 @@ def test_the_first_of_several_largest_is_found_by_pairs_and_by_tournament(protoc
     value, index = on_shares(place, x, protocol)
     assert torch.equal(value, x.max(1).values)
     assert all(int(index[row]) in torch.nonzero(x[row] == x[row].max()).flatten().tolist() for row in range(5))
+
+
+@pytest.mark.parametrize("protocol", ["plain", "aby3", "pond"])
+@pytest.mark.parametrize("classes", [1, 2, 10, 32, 33])
+def test_softmax_is_within_its_error_for_any_logits(classes: int, protocol: str) -> None:
+    draw = torch.Generator().manual_seed(classes)
+    x = torch.cat([torch.randn(60, classes, generator=draw) * scale for scale in (1, 10, 1000)])
+    x = torch.cat((x, torch.zeros(1, classes)))
+    error = on_shares(lambda secret: torch.softmax(secret, 1), x, protocol) - torch.softmax(x, 1)
+    assert float(error.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("protocol", ["plain", "aby3"])
+@pytest.mark.parametrize("largest", [1, 2, 3, 10, 32, 33])
+def test_reciprocals_of_a_known_range_are_within_their_error(largest: int, protocol: str) -> None:
+    x = torch.linspace(1, largest, 500)
+    got = on_shares(lambda secret: SecretTensor(reciprocal_of_at_least_one(secret.value, largest)), x, protocol)
+    assert float(((got - 1 / x).abs() - 2.0**-15 / x).max()) < 3 * 2.0**-16
 
 
 @pytest.mark.parametrize("loss", ["bce", "mse", "cross entropy"])

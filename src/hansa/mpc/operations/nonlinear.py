@@ -120,7 +120,7 @@ def probabilities(x: Fixed) -> tuple[Fixed, Fixed, Fixed]:
     centred = x - largest.map(lambda part: part[..., None])
     powers = functions.exp_below_zero(centred)
     total = powers.map(lambda part: part.sum(-1, keepdim=True))
-    return powers * functions.positive_reciprocal(total), centred, total
+    return powers * functions.reciprocal_of_at_least_one(total, x.shape[-1]), centred, total
 
 
 @handles(aten._softmax.default, aten._safe_softmax.default)
