@@ -12,10 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from hansa.core.errors import ConfigError, require
+from hansa.core.errors import ConfigError
 from hansa.core.job import Job
 from hansa.core.ledger import Event
 from hansa.privacy.accountant import MODELS, WHOLE_ORDERS, cost, delta_of, pld_epsilon, rdp_epsilon, releases
+from hansa.privacy.checks import positive
 
 _INTERVAL = 1e-3  # of losses while searching: ten times as coarse as a final ε's, and a bound too
 
@@ -101,7 +102,7 @@ def calibrated(
       ConfigError: no noise is enough.
       MissingExtra: dp-accounting is not installed.
     """
-    require(epsilon > 0 and math.isfinite(epsilon), f"epsilon={epsilon}: it is above 0.")
+    positive(epsilon=epsilon)
 
     def spent(z: float) -> float:
         job = make(z)

@@ -19,6 +19,7 @@ import numpy as np
 
 from hansa.core.errors import ConfigError, MissingExtra
 from hansa.core.sampling import Stream
+from hansa.privacy.checks import positive
 from hansa.privacy.noise import Normals
 
 _STEPS = 2000  # of γ·√d, from 0 to where no cap is left
@@ -79,8 +80,7 @@ def best_cap(dimension: int, epsilon: float) -> Cap:
       ConfigError: ε is not finite and above 0, or the dimension below 1.
       MissingExtra: SciPy is not installed.
     """
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ConfigError(f"epsilon={epsilon}: it is finite and above 0.")
+    positive(epsilon=epsilon)
     if dimension < 1:
         raise ConfigError(f"dimension={dimension}: a vector has at least 1.")
     if dimension == 1:

@@ -15,6 +15,7 @@ import numpy as np
 from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Part, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
+from hansa.privacy.checks import positive
 from hansa.stages.clip import WITHIN, client_norms
 
 BELOW = "below"
@@ -47,9 +48,7 @@ class AdaptiveClip(Stage):
     alone = False
 
     def __post_init__(self) -> None:
-        for name, number in (("initial", self.initial), ("learning_rate", self.learning_rate)):
-            if not (number > 0 and math.isfinite(number)):
-                raise ConfigError(f"{name}={number}: it is finite and above 0.")
+        positive(initial=self.initial, learning_rate=self.learning_rate)
         if not 0 <= self.quantile <= 1:
             raise ConfigError(f"quantile={self.quantile}: it lies in [0, 1].")
 

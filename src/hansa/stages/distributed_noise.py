@@ -27,6 +27,7 @@ from hansa.core.ledger import Event
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
 from hansa.privacy import noise
+from hansa.privacy.checks import positive
 from hansa.privacy.discrete import MOST_STD, Table, discrete_gaussian, skellam
 from hansa.privacy.mechanisms import DISCRETE_GAUSSIAN, SKELLAM, Lattice, Shares
 from hansa.privacy.threats import Adversary, Sees
@@ -96,16 +97,15 @@ class DistributedGaussian(Stage):
     alone = False
 
     def __post_init__(self) -> None:
-        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
-            raise ConfigError(f"noise_multiplier={self.noise_multiplier}: it is finite and above 0.")
+        positive(noise_multiplier=self.noise_multiplier)
         if not (isinstance(self.bits, int) and 8 <= self.bits <= 32):
             raise ConfigError(f"bits={self.bits}: choose a whole number from 8 to 32.")
         if not 0 <= self.colluding < 1:
             raise ConfigError(f"colluding={self.colluding}: a share of the cohort, in [0, 1).")
         if not (self.reach >= 1 and math.isfinite(self.reach)):
             raise ConfigError(f"reach={self.reach}: at least 1 standard deviation, as in 6.")
-        if self.count_noise is not None and not (self.count_noise > 0 and math.isfinite(self.count_noise)):
-            raise ConfigError(f"count_noise={self.count_noise}: it is finite and above 0, or None.")
+        if self.count_noise is not None:
+            positive(", or None", count_noise=self.count_noise)
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses what noise cannot protect, cohorts without a lower bound, and too few bits."""

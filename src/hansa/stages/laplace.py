@@ -16,10 +16,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
+from hansa.privacy.checks import positive
 from hansa.privacy.noise import Laplaces
 from hansa.privacy.threats import CENTRAL, Sees
 from hansa.stages.noise import amplified, measured, noised, protectable, unbounded
@@ -42,10 +42,7 @@ class Laplace(Stage):
     alone = False
 
     def __post_init__(self) -> None:
-        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
-            raise ConfigError(
-                f"noise_multiplier={self.noise_multiplier}: it is finite and above 0; leave Laplace out for no noise."
-            )
+        positive("; leave Laplace out for no noise", noise_multiplier=self.noise_multiplier)
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses what noise cannot protect: unbounded, weighted, rounded or selected contributions, and buffers."""

@@ -19,7 +19,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
 from hansa.core.pipeline import Part, Sensitivity, Setting, Signal, Stage, Step
 from hansa.core.sampling import Stream
@@ -27,6 +26,7 @@ from hansa.core.tensors import Tensors
 from hansa.privacy import noise
 from hansa.privacy.accountant import LOCAL
 from hansa.privacy.calibrate import analytic_gaussian, classic_gaussian
+from hansa.privacy.checks import positive
 from hansa.privacy.noise import Deviates, Laplaces, Normals, add_noise
 from hansa.privacy.threats import OWN, Sees
 from hansa.stages.noise import protectable
@@ -50,8 +50,7 @@ class LocalGaussian(Stage):
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
-            raise ConfigError(f"noise_multiplier={self.noise_multiplier}: it is finite and above 0.")
+        positive(noise_multiplier=self.noise_multiplier)
 
     @staticmethod
     def calibrated(epsilon: float, delta: float, *, classic: bool = False) -> "LocalGaussian":
@@ -81,8 +80,7 @@ class LocalLaplace(Stage):
     epsilon: float
 
     def __post_init__(self) -> None:
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ConfigError(f"epsilon={self.epsilon}: it is finite and above 0.")
+        positive(epsilon=self.epsilon)
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses what noise cannot protect: unbounded, weighted, rounded or selected contributions, and buffers."""

@@ -14,6 +14,7 @@ import numpy as np
 from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
+from hansa.privacy.checks import positive
 from hansa.stages.clip import client_norms
 
 
@@ -36,8 +37,7 @@ class Measure(Stage):
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise ConfigError(f"name={self.name!r}: a word without a slash, as in 'raw'.")
-        if not (self.most > 0 and math.isfinite(self.most)):
-            raise ConfigError(f"most={self.most}: it is finite and above 0.")
+        positive(most=self.most)
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses a value that is rounded, a name that is taken, and a place behind noise."""

@@ -16,10 +16,10 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
+from hansa.privacy.checks import positive
 from hansa.privacy.noise import Draws, Normals, add_noise
 from hansa.privacy.threats import CENTRAL, Sees
 from hansa.stages.adaptive_clip import BELOW
@@ -55,12 +55,9 @@ class Gaussian(Stage):
     threats: ClassVar[tuple[Sees, ...]] = CENTRAL
 
     def __post_init__(self) -> None:
-        if not (self.noise_multiplier > 0 and math.isfinite(self.noise_multiplier)):
-            raise ConfigError(
-                f"noise_multiplier={self.noise_multiplier}: it is finite and above 0; leave Gaussian out for no noise."
-            )
-        if self.count_noise is not None and not (self.count_noise > 0 and math.isfinite(self.count_noise)):
-            raise ConfigError(f"count_noise={self.count_noise}: it is finite and above 0, or None.")
+        positive("; leave Gaussian out for no noise", noise_multiplier=self.noise_multiplier)
+        if self.count_noise is not None:
+            positive(", or None", count_noise=self.count_noise)
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses what noise cannot protect: unbounded, weighted, rounded or selected contributions, and buffers."""

@@ -17,13 +17,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from hansa.core.errors import ConfigError
 from hansa.core.ledger import Event
 from hansa.core.pipeline import Setting, Signal, Stage, Step
 from hansa.core.sampling import Stream
 from hansa.core.tensors import Tensors
 from hansa.privacy import noise
 from hansa.privacy.accountant import PURE
+from hansa.privacy.checks import positive
 from hansa.privacy.threats import OWN, Sees
 from hansa.privacy.unit_vector import Cap, best_cap
 from hansa.stages.flat import Flat
@@ -49,8 +49,7 @@ class PrivUnit(Stage):
     epsilon: float
 
     def __post_init__(self) -> None:
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ConfigError(f"epsilon={self.epsilon}: it is finite and above 0.")
+        positive(epsilon=self.epsilon)
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses what cannot be protected: unbounded, weighted, rounded or selected contributions, and buffers."""

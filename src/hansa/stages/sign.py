@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Sensitivity, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Array, Tensors
+from hansa.privacy.checks import positive
 from hansa.stages.coded import Code, Coded
 from hansa.stages.flat import Flat, flats, shaped
 from hansa.stages.pack import pack_bits, unpack_bits
@@ -90,8 +90,7 @@ class MajorityVote(Stage):
     alone = False
 
     def __post_init__(self) -> None:
-        if not (self.step > 0 and math.isfinite(self.step)):
-            raise ConfigError(f"step={self.step}: it is finite and above 0, in the unit of the update.")
+        positive(", in the unit of the update", step=self.step)
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
         """Refuses weights, which a vote forgets, rounded or selected values, and a reducer's discounts."""

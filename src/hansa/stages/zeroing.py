@@ -15,6 +15,7 @@ import numpy as np
 from hansa.core.errors import ConfigError
 from hansa.core.pipeline import Decoding, Part, Setting, Signal, Stage, Step, fault
 from hansa.core.tensors import Tensors
+from hansa.privacy.checks import positive
 from hansa.stages.clip import WITHIN
 
 
@@ -44,8 +45,7 @@ class Zeroing(Stage):
     alone = False
 
     def __post_init__(self) -> None:
-        if not (self.initial > 0 and math.isfinite(self.initial)):
-            raise ConfigError(f"initial={self.initial}: it is finite and above 0.")
+        positive(initial=self.initial)
         if not 0 <= self.quantile <= 1:
             raise ConfigError(f"quantile={self.quantile}: it lies in [0, 1].")
         for name, least in (("learning_rate", 0.0), ("factor", 1.0), ("increment", 0.0)):
