@@ -19,7 +19,7 @@ truncates each, which is off by 2^(64−f) with probability |z| / 2⁶³ for eac
 
 from hansa.mpc.aby3.share import Sharing
 from hansa.mpc.protocol import Bilinear, Share
-from hansa.mpc.ring.words import Words, heavy, light, taken
+from hansa.mpc.ring.words import Words, heavy, light, room
 
 _HALF = 1 << 62
 _LOW = (1 << 63) - 1
@@ -50,21 +50,24 @@ class Arithmetic(Sharing):
     def _exact(self, z: Words, shift: int) -> tuple[Words, Words]:
         top = 63 - shift
         if self.me == 2:
-            rho, high, most, alpha = (self._with_next.draw_like(z) for _ in range(4))
+            drawn = self._with_next.draw_like(room(z, 4))
+            masked, alpha = drawn[:3], drawn[3]
             beta = self._with_previous.draw_like(z)
             r = self._own.draw_like(z)
-            rho -= r  # what was drawn here alone is this party's to write on
-            high -= (r & _LOW) >> shift
+            masked[0] -= r  # what was drawn here alone is this party's to write on
+            masked[1] -= (r & _LOW) >> shift
             r >>= 63
-            most += r
-            self._send(self.previous, "truncate", z - rho, -high, -most)
+            masked[2] += r
+            masked *= -1
+            masked[0] += z
+            self._send(self.previous, "truncate", masked)
             return beta, alpha
         if self.me == 1:
             beta = self._with_next.draw_like(z)
-            masked, high, most = taken(self.mesh, self.next, "truncate", z, z, z)
+            masked, high, most = self._recv(self.next, "truncate", room(z, 3))
             mine, other, mask = z + masked, self.previous, beta
         else:
-            rho, high, most, alpha = (self._with_previous.draw_like(z) for _ in range(4))
+            rho, high, most, alpha = self._with_previous.draw_like(room(z, 4))
             mine, other, mask = z + rho, self.next, alpha
         self._send(other, "open masked", mine)
         c = mine + self._recv(other, "open masked", z)

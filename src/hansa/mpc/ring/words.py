@@ -40,6 +40,12 @@ def stacked(*words: Words) -> Words:
     return torch.stack(words)
 
 
+def room(words: Words, count: int) -> Words:
+    """Memory for so many of them, along a new first dimension."""
+    shape = (count, *words.shape)
+    return np.empty(shape, words.dtype) if isinstance(words, np.ndarray) else words.new_empty(shape)
+
+
 def narrowed(words: Words) -> Words:
     """As int8."""
     return words.astype(np.int8) if isinstance(words, np.ndarray) else words.to(torch.int8)
