@@ -4,6 +4,8 @@ import json
 import sys
 import threading
 import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,15 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 pytest.importorskip("cryptography")
 
+import torch
 
 from hansa.app.cli import app
 from hansa.app.enrol import Authority
 from hansa.core.checkpoint import dump, open_bytes
-from hansa.core.errors import ConfigError, HansaError, Refused, TrainingFailed
+from hansa.core.errors import ConfigError, HansaError, Refused, SecretError, TrainingFailed
 from hansa.core.tensors import Tensors
 from hansa.mpc import Session, connect
-from hansa.mpc.place import VARIABLE, Place
+from hansa.mpc.place import HERE, VARIABLE, Place, all_here
 from hansa.mpc.session import code_of
 from hansa.runtimes.mesh import LocalMesh, Parties, Party
 from hansa.runtimes.mesh.local import together as run_together
@@ -39,8 +42,11 @@ if __name__ == "__main__":
         y = session.share(lambda: torch.tensor([10.0, 20.0]), owner=session.names[-1])
         print(*sys.argv[1:], session.reveal(x * y, to=session.names[0]))
 """
+DEBUGS = SUM.replace("        print", "        print('seen', session.debug(x))\n        print")
 DIES = SUM.replace(
-    "        x =", "        if session.me == 'clinic':\n            import os\n            os._exit(9)\n        x ="
+    "        x =",
+    "        if session.me == 'clinic':\n            import os\n            os._exit(9)\n"
+    "        session.share(lambda: torch.ones(2), owner='clinic')\n        x =",  # else one might end without it
 )
 NAMES = ("bank", "clinic", "shop")
 
@@ -49,6 +55,12 @@ def said(*words: str, code: int = 0) -> str:
     done = CliRunner().invoke(app, list(words))
     assert done.exit_code == code, done.output
     return done.output
+
+
+def in_threads(party: Callable[[str], Any]) -> list[Any]:
+    """What each of the league's parties gives; raises what one of them raised."""
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        return list(pool.map(party, NAMES))
 
 
 @pytest.fixture
@@ -86,6 +98,59 @@ def test_three_parties_are_processes_and_only_the_receiver_learns(script: Path, 
     assert "<!-- bank -->" in (tmp_path / "flow.svg").read_text()
     report = json.loads((tmp_path / "reports" / "clinic.json").read_text())
     assert report["me"] == "clinic" and report["rounds"] > 2 and set(report["sent_bytes"]) == {"bank", "shop"}
+
+
+def test_debugging_is_off_unless_asked_for(script: Path) -> None:
+    script.write_text(DEBUGS)
+    out = said("mpc", "local", "--protocol", "plain", str(script), code=SecretError.exit_code)
+    assert "session.debug would open a secret to all parties" in out and "sum.py" in out and "seen tensor" not in out
+
+
+def test_debugging_opens_to_all_parties_here_and_warns_and_reports(script: Path, tmp_path: Path) -> None:
+    script.write_text(DEBUGS)
+    told = ("--reports", str(tmp_path / "reports"), "--names", ",".join(NAMES), "--unsafe-debug")
+    lines = said("mpc", "local", *told, str(script)).splitlines()
+    for name in NAMES:
+        mine = [line for line in lines if line.startswith(name)]
+        assert any("seen tensor([1.5000, 2.5000])" in line for line in mine), lines
+        assert any("sum.py" in line and "opened to all parties, shape (2,)" in line for line in mine), lines
+        report = json.loads((tmp_path / "reports" / f"{name}.json").read_text())
+        assert report["revealed"][0] == {"parties": [*NAMES], "shape": [2]}
+
+
+def test_a_real_party_refuses_to_debug_with_the_flag_and_without(
+    script: Path, league: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The authority's key lies beside these identities, as on an administrator's machine: it is a real one all the same.
+    parties = Parties.read(league / "parties.toml")
+
+    def party(name: str, **options: Any) -> str:
+        with connect(parties, identity=league / f"{name}.pem", program=script, wait_s=60, **options) as session:
+            with pytest.raises(SecretError, match=r"session\.debug would open a secret.*test_mpc_commands"):
+                session.debug(session.share(torch.ones(3), owner="bank"))
+            assert not session.meter.revealed
+            return session.me
+
+    assert in_threads(party) == list(NAMES)
+    with pytest.raises(ConfigError, match="unsafe_debug opens secrets to all parties"):
+        party("bank", unsafe_debug=True)  # at once: nobody else has come
+    flags = ("--me", "bank", "--parties", str(league / "parties.toml"), "--identity", str(league / "bank.pem"))
+    out = said("mpc", "party", *flags, "--unsafe-debug", str(script), code=ConfigError.exit_code)
+    assert "unsafe_debug opens secrets to all parties" in " ".join(out.split())
+    assert "--unsafe-debug" not in said("mpc", "party", "--help") and "--unsafe-debug" in said("mpc", "local", "--help")
+
+
+def test_only_the_key_of_a_run_s_own_authority_shows_that_all_parties_are_here(league: Path, tmp_path: Path) -> None:
+    assert not all_here(league / "bank.pem")  # its key is there, and it is a real federation's
+    authority = Authority.create(tmp_path / "run" / "authority", HERE)
+    authority.issue("bank", "party", hosts=["127.0.0.1"]).rename(tmp_path / "run" / "bank.pem")
+    assert all_here(tmp_path / "run" / "bank.pem")
+    other = Authority.create(tmp_path / "other" / "authority", HERE)
+    key = tmp_path / "run" / "authority" / "authority.key.pem"
+    key.write_bytes((other.folder / "authority.key.pem").read_bytes())
+    assert not all_here(tmp_path / "run" / "bank.pem")  # a key, but not its authority's
+    key.unlink()
+    assert not all_here(tmp_path / "run" / "bank.pem") and not all_here(tmp_path / "nobody.pem")
 
 
 def test_an_estimate_is_a_table_and_a_sentence(script: Path) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hansa.core.errors import ConfigError
+from hansa.core.errors import ConfigError, SecretError
 from hansa.core.runtime import Counters
 from hansa.mpc import Session, local
 from hansa.mpc.estimate import Network, estimate
@@ -45,6 +45,24 @@ def test_a_report_says_who_gave_what_and_who_learnt_what(reports: list[Report]) 
         assert sum(line.sent_bytes for line in report.lines.values()) <= sum(report.sent_bytes.values())
         assert 0 < sum(line.rounds for line in report.lines.values()) <= report.rounds
         assert "revealed to party-0: shape (1, 2)" in str(report)
+
+
+def test_what_is_debugged_is_opened_to_all_and_in_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    def debugging(session: Session) -> tuple[object, Report]:
+        x = session.share(torch.tensor([1.0, -2.0]), owner=session.names[0])
+        opened = session.debug({"x": x, "sum": x.sum()})
+        return [value.tolist() for value in opened.values()], session.report()
+
+    for opened, report in local(debugging, unsafe_debug=True):
+        assert opened == [[1.0, -2.0], -1.0]
+        assert [(each.parties, each.shape) for each in report.revealed] == [
+            (report.parties, (2,)),
+            (report.parties, ()),
+        ]
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 3 and all("test_report.py" in each and "shape (2,), ()" in each for each in warned)
+    with pytest.raises(SecretError, match="works under `hansa mpc local --unsafe-debug` alone"):
+        local(debugging)
 
 
 def test_a_report_travels_as_json(reports: list[Report]) -> None:

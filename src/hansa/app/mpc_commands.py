@@ -20,7 +20,7 @@ from hansa.app.party import check_known, identity_of
 from hansa.app.terminal import emit, say, size, span, table
 from hansa.core.errors import ConfigError, NotFound, TrainingFailed, Unreachable
 from hansa.mpc.estimate import Network, estimate as estimated
-from hansa.mpc.place import Place
+from hansa.mpc.place import HERE, Place
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Report
 from hansa.mpc.session import computing_parties
@@ -41,6 +41,7 @@ class Choices:
       security: the same.
       device: the same.
       wait_s: for the other parties to come.
+      unsafe_debug: see `hansa.mpc.Session`; a real party refuses it.
     """
 
     protocol: str = "aby3"
@@ -49,18 +50,21 @@ class Choices:
     security: str = "semi-honest"
     device: str = "cpu"
     wait_s: float = 60.0
+    unsafe_debug: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
         """Of the session."""
         return {
             "truncation": self.truncation, "sigmoid": self.sigmoid, "security": self.security, "device": self.device,
+            **({"unsafe_debug": True} if self.unsafe_debug else {}),
         }  # fmt: skip
 
     def words(self) -> list[str]:
         """The same for another call of the command."""
         given = {"protocol": self.protocol, **self.options, "wait": f"{self.wait_s:g}"}
-        return [word for name, value in given.items() for word in (f"--{name}", value)]
+        debug = ["--unsafe-debug"] if given.pop("unsafe_debug", False) else []
+        return [*(word for name, value in given.items() for word in (f"--{name}", value)), *debug]
 
 
 # -- one party
@@ -209,7 +213,7 @@ def _here(names: Sequence[str], parties: Path | None, protocol: str) -> Parties:
 
 def _enrol(parties: Parties, folder: Path) -> None:
     """Identities that live as long as the folder, and the file of parties."""
-    authority = Authority.create(folder / "authority", "hansa mpc local")
+    authority = Authority.create(folder / "authority", HERE)
     for name in parties.names:
         authority.issue(name, "party", hosts=["127.0.0.1"]).rename(folder / f"{name}.pem")
     tables = [f'[[party]]\nname = "{each.name}"\naddress = "{each.address}"\n' for each in parties.members]

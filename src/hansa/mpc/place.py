@@ -1,18 +1,39 @@
 """Where a program runs: what `hansa mpc local` and `hansa mpc party` tell the `connect()` of an ordinary script.
 
 It travels in one environment variable, HANSA_MPC, so that scripts in processes of their own find it too. It names files
-and holds no secret.
+and holds no secret. What `hansa mpc local` founds for one run tells its parties from real ones, which never debug.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
-from hansa.core.errors import ConfigError
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from hansa.core.errors import ConfigError, HansaError
+from hansa.crypto.certificate import federation_of
+from hansa.crypto.identity import Identity
+from hansa.crypto.private_file import read_private
 
 VARIABLE = "HANSA_MPC"
+HERE = "hansa mpc local"
+"""The federation of a run whose parties are all here; its authority is the folder `authority` beside the identities."""
+
+
+def all_here(identity: str | os.PathLike[str]) -> bool:
+    """Whether an identity is of a run of `hansa mpc local`: whoever runs it holds the key of its authority.
+
+    Who has that key can be every party, so that none of them has a secret from another.
+    """
+    try:
+        own = Identity.load(identity).authority
+        pem = read_private(Path(identity).parent / "authority" / "authority.key.pem")
+        return federation_of(own) == HERE and load_pem_private_key(pem, None).public_key() == own.public_key()
+    except (HansaError, OSError, ValueError, TypeError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ def _without_handler(func: Any) -> Callable[..., Any]:
 def _write_back(func: Any, handler: Callable[..., Any], into: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(into, SecretTensor):
         raise SecretError(
-            f"'{func._schema.name.split('::')[1]}' would write a secret into a public tensor{_line()}: make it "
+            f"'{func._schema.name.split('::')[1]}' would write a secret into a public tensor{program_line()}: make it "
             "secret with session.share, or write the result to a new tensor."
         )
     return into.write(handler(into, *args, **kwargs).value)
@@ -180,17 +180,17 @@ def _refusal(func: Any) -> SecretError:
     known = sorted({operation._schema.name.split("::")[1] for operation in _HANDLERS})
     near = difflib.get_close_matches(name.strip("_"), known, 3, cutoff=0.5)
     advice = f"nearest are {', '.join(near)}" if near else "write it with sums, products, comparisons and torch.where"
-    return SecretError(f"'{name}' has no protocol on secret tensors{_line()}: {advice}.")
+    return SecretError(f"'{name}' has no protocol on secret tensors{program_line()}: {advice}.")
 
 
 def _opening(what: str) -> SecretError:
     return SecretError(
-        f"{what} would open a secret{_line()}: compute on it as a tensor (torch.where instead of `if`), or open it on "
-        "purpose with session.reveal(tensor, to=...)."
+        f"{what} would open a secret{program_line()}: compute on it as a tensor (torch.where instead of `if`), or open "
+        "it on purpose with session.reveal(tensor, to=...)."
     )
 
 
-def _line() -> str:
+def program_line() -> str:
     """Where in the user's program this happens."""
     for frame in reversed(traceback.extract_stack()):
         if "/torch/" not in frame.filename and "/hansa/" not in frame.filename:

@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from hansa.core.errors import ConfigError, DataError, ProtocolError, TensorMismatch
+from hansa.core.errors import ConfigError, DataError, ProtocolError, SecretError, TensorMismatch
 from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
 from hansa.mpc import operations
@@ -34,13 +34,13 @@ from hansa.mpc.device import usable
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.functions import SIGMOIDS
-from hansa.mpc.place import Place
+from hansa.mpc.place import Place, all_here
 from hansa.mpc.progress import bar
 from hansa.mpc.protocol import Protocol
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Meter, Opened, Report
 from hansa.mpc.ring import FRACTION_BITS, decode, encode
-from hansa.mpc.secret import SecretTensor
+from hansa.mpc.secret import SecretTensor, program_line
 from hansa.runtimes.mesh import LocalMesh, Parties, TlsMesh
 from hansa.runtimes.mesh.local import together
 from hansa.runtimes.mesh.messages import heard, sized
@@ -66,27 +66,30 @@ class Session:
       report: a file for the report, as JSON, when the session ends.
       device: where this party's shares live: `cpu`, `cuda` or `cuda:N`; of one kind at all parties, as their public
         numbers have to be rounded alike. Secrets have it, what is public is moved to it, and what is revealed is there.
+      unsafe_debug: lets `debug` open secrets; only where all parties are here (`hansa.mpc.local`, `hansa mpc local`).
     """
 
     def __init__(
         self, mesh: Mesh, protocol: str = "aby3", *, fraction_bits: int = FRACTION_BITS, sigmoid: str = "spline",
         truncation: str = "exact", security: str = "semi-honest", report: str | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "cpu", unsafe_debug: bool = False,
     ) -> None:  # fmt: skip
         chosen = protocol_named(protocol)
         if not 8 <= fraction_bits <= 20:
             raise ConfigError(f"fraction_bits={fraction_bits}: choose 8 to 20.")
         if sigmoid not in SIGMOIDS:
             raise ConfigError(f"sigmoid='{sigmoid}': choose one of {', '.join(SIGMOIDS)}.")
+        if unsafe_debug:
+            _check_here(isinstance(mesh, LocalMesh) or (isinstance(mesh, TlsMesh) and all_here(mesh.identity_file)))
         place = usable(device, MaliciousAby3 if security == "malicious" else chosen)
         self.mesh, self.me = mesh, mesh.me
         self.names = tuple(sorted((mesh.me, *mesh.peers)))
-        settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__, place.type]
+        settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__, place.type, unsafe_debug]
         self.agree("settings", json.dumps(settings).encode())
         options = {} if protocol == "plain" else {"truncation": truncation}
         side = chosen(mesh, **options) if security == "semi-honest" else _checked(mesh, protocol, security, truncation)
         side.device = place
-        self.meter, self._report = Meter(side, mesh), report
+        self.meter, self._report, self._debugs = Meter(side, mesh), report, unsafe_debug
         self._engine = Engine(self.meter, fraction_bits, sigmoid, device=place)
         # PyTorch's first operation on any class of tensors imports its distributed ones, for a second: before the work.
         SecretTensor(Fixed.constant(self._engine, torch.zeros(()))).detach()
@@ -190,6 +193,30 @@ class Session:
         with self.meter.operation("reveal"):
             opened = value.open(receivers)
         return None if opened is None else decode(opened, value.home, secret.dtype)
+
+    def debug(self, secret: Any) -> Any:
+        """Opens secrets to all parties while a program is being written, with a warning that names the line.
+
+        It works where all parties are here and were told so: `hansa mpc local --unsafe-debug SCRIPT`, or
+        `hansa.mpc.local(program, unsafe_debug=True)`. The report lists what was opened among what was revealed.
+
+        Args:
+          secret: as in `reveal`.
+
+        Raises:
+          SecretError: the session was not told so; always at a party of a network.
+        """
+        line = program_line()
+        if not self._debugs:
+            raise SecretError(
+                f"session.debug would open a secret to all parties{line}: it works under `hansa mpc local "
+                "--unsafe-debug` alone. Take it out, or say with session.reveal who may learn the value."
+            )
+        known = len(self.meter.revealed)
+        opened = self.reveal(secret)
+        shapes = ", ".join(str(each.shape) for each in self.meter.revealed[known:]) or "(public already)"
+        _log.warning("debug%s: opened to all parties, shape %s", line, shapes)
+        return opened
 
     # -- shares as files
 
@@ -401,6 +428,8 @@ def connect(
         parties, identity = place.parties, place.identity
     if identity is None:
         raise ConfigError("connect(parties) needs identity=, this party's identity file.")
+    if options.get("unsafe_debug"):  # before the others are waited for
+        _check_here(all_here(identity))
     known, protocol = parties if isinstance(parties, Parties) else Parties.read(parties), protocol or "aby3"
     computing = computing_parties(known, protocol)
     file = Path(program) if program is not None else Path(sys.argv[0])
@@ -471,6 +500,15 @@ def local(program: Callable[[Session], _T], protocol: str = "aby3", **options: A
             return program(session)
 
     return together(LocalMesh.of(names), party)
+
+
+def _check_here(here: bool) -> None:
+    """ConfigError unless all parties are here: threads of this process, or processes of one `hansa mpc local`."""
+    if not here:
+        raise ConfigError(
+            "unsafe_debug opens secrets to all parties, and this session is with parties elsewhere: leave it out. It "
+            "is for `hansa mpc local --unsafe-debug` and hansa.mpc.local(..., unsafe_debug=True)."
+        )
 
 
 def _checked(mesh: Mesh, protocol: str, security: str, truncation: str) -> Protocol:

@@ -57,6 +57,9 @@ def mpc_local(
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE.SVG", help="Draw who gave, computed and learnt what.")
     ] = None,
+    unsafe_debug: Annotated[
+        bool, typer.Option("--unsafe-debug", help="Let session.debug open secrets to all. Never at real parties.")
+    ] = False,
 ) -> None:
     """Run all parties of a program on this machine, each a process with an identity for this run alone.
 
@@ -64,7 +67,10 @@ def mpc_local(
     """
     from hansa.app.mpc_commands import Choices, local
 
-    choices = Choices(protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, device=device)
+    choices = Choices(
+        protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, device=device,
+        unsafe_debug=unsafe_debug,
+    )  # fmt: skip
     local(script, arguments or [], [name for name in names.split(",") if name], parties, choices, reports, picture)
 
 
@@ -86,6 +92,7 @@ def mpc_party(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.JSON", help="Write what was computed and sent here.")
     ] = None,
+    unsafe_debug: Annotated[bool, typer.Option("--unsafe-debug", hidden=True)] = False,  # for `local` to pass on
 ) -> None:
     """Run one party of a program; every computing party runs the same script.
 
@@ -94,8 +101,9 @@ def mpc_party(
     from hansa.app.mpc_commands import Choices, party
 
     choices = Choices(
-        protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, device=device, wait_s=wait
-    )
+        protocol=protocol, truncation=truncation, sigmoid=sigmoid, security=security, device=device, wait_s=wait,
+        unsafe_debug=unsafe_debug,
+    )  # fmt: skip
     party(script, arguments or [], me, parties, identity, choices, report)
 
 

@@ -67,7 +67,7 @@ class TlsMesh(Mesh):
         self, identity: str | Path, parties: Parties, session: bytes = bytes(32), *, wait_s: float = 60.0,
         stall_s: float = 600.0, revoked: Revoked | None = None,
     ) -> None:  # fmt: skip
-        self._identity, self._path, self._parties = Identity.load(identity), str(identity), parties
+        self._identity, self.identity_file, self._parties = Identity.load(identity), str(identity), parties
         self.me = self._identity.name
         self.peers = tuple(name for name in parties.names if name != self.me)
         if self.me not in parties.names:
@@ -232,7 +232,7 @@ class TlsMesh(Mesh):
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=self._identity.authority_pem.decode())
-        context.load_cert_chain(self._path)
+        context.load_cert_chain(self.identity_file)
 
     def _check(self, link: ssl.SSLSocket, name: str | None = None) -> str:
         """The peer's name by its certificate; IdentityError unless it is a party's and, if given, of this name."""
