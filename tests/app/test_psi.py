@@ -83,7 +83,7 @@ def test_owners_go_on_after_one_was_killed(folder: Path) -> None:
     (folder / "shop.csv").write_text("customer,spent\n" + "".join(f"p{at},{at}\n" for at in range(1000, 2300)))
     options = ["--yes", "--bucket-keys", "50", "--workers", "1"]
     bank, shop = (start(folder, name, *options) for name in ("bank", "shop"))
-    done = folder / ".shop-aligned.csv.psi" / "match-002.npz"
+    done = folder / ".shop-aligned.csv.psi" / "done-002.bin"
     until = time.monotonic() + 60
     while not done.exists() and time.monotonic() < until:
         time.sleep(0.01)

@@ -188,7 +188,8 @@ PLACES: dict[tuple[str, Sequence[str]], Program] = {
         lambda mesh, _: pair(mesh, "ecdh")
     ),
     ("two: fast", ("psi order", "psi values")): lambda mesh, _: pair(mesh, "fast"),
-    ("two: a count", ("psi points", "psi tags")): lambda mesh, _: counted(mesh, "bank"),
+    ("two: a count", ("psi resume", "psi points", "psi ranges", "psi tags")): lambda mesh, _: counted(mesh, "bank"),
+    ("two: a count, at who learns it", ("psi from",)): lambda mesh, _: counted(mesh, "shop"),
     ("two: a sum, where the values are", ("psi count", "psi total")): lambda mesh, _: summed(mesh, "bank"),
     ("two: a sum, of the other's values", ("psi key", "psi values")): lambda mesh, _: summed(mesh, "shop"),
     ("two: a look-up, at the client", ("psi set", "psi tags", "psi answers")): (

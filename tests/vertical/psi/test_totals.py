@@ -13,7 +13,7 @@ from tests.vertical.psi.owners import each, errors, names
 from hansa.core.errors import ConfigError, DataError, PolicyError
 from hansa.core.sampling import Stream
 from hansa.runtimes.mesh.local import LocalMesh
-from hansa.vertical.psi import Keys, totals
+from hansa.vertical.psi import Keys, meeting, totals
 from hansa.vertical.psi.totals import cardinality, intersection_sum, noise_bound, noise_law
 
 TWO = ("bank", "shop")
@@ -37,7 +37,7 @@ def test_the_learner_cannot_tell_which_of_its_keys_are_shared(monkeypatch: pytes
     """Tags come back in another order than that of the keys which it sent."""
     made: list[np.ndarray] = []
     back: list[np.ndarray] = []
-    honest, meet = totals.tags_of_other, totals.meet
+    honest, meet = meeting.tags_of_other, meeting.meet
 
     def tags(session: Any, *given: Any) -> Any:
         found = honest(session, *given)
@@ -49,8 +49,8 @@ def test_the_learner_cannot_tell_which_of_its_keys_are_shared(monkeypatch: pytes
         back.append(mine)
         return meet(mine, theirs)
 
-    monkeypatch.setattr(totals, "tags_of_other", tags)
-    monkeypatch.setattr(totals, "meet", spy)
+    monkeypatch.setattr(meeting, "tags_of_other", tags)
+    monkeypatch.setattr(meeting, "meet", spy)
     counted()
     in_order, received = [row.tobytes() for row in made[0]], [row.tobytes() for row in back[0]]
     assert sorted(in_order) == sorted(received) and in_order != received

@@ -5,7 +5,8 @@
                          bucket: a run of bins, so many that each party's part of one fits into memory
 
 How many entries fall into a bucket depends on the keys: each bucket is filled up with random digests to a size that
-follows from the sizes of the sets alone, so that the other owners learn nothing from it.
+follows from the sizes of the sets alone, so that the other owners learn nothing from it. `order.py` has another way to
+cut a set, for results that may not be told bucket by bucket.
 """
 
 import hashlib
@@ -28,8 +29,9 @@ Source: TypeAlias = Mapping[str, Any] | Callable[[], Iterable[Mapping[str, Any]]
 """A table: columns by name; or a function that reads one from its beginning, as pieces of consecutive rows."""
 
 BINS = 256
+Numbers: TypeAlias = Callable[[Mapping[str, Any], int], NDArray[np.int64]]
+"""Reads a number for each row of a piece; also told the number of its first row, for errors."""
 _HELD = 1 << 18  # rows that are in memory whatever the table: fewer need no files
-_RECORD = DIGEST_BYTES + 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Entries:
       sizes: distinct keys of each bin.
       fingerprint: SHA-256 over what each bin holds: another table has another.
       folder: where the bins are, if not in memory.
-      records: else all bins, one after another, of shape (distinct keys, 24).
+      records: else all bins, one after another, of shape (distinct keys, width).
+      width: of a record: its digest, its row, and its number if there is one.
     """
 
     keys: Keys
@@ -51,42 +54,46 @@ class Entries:
     fingerprint: bytes = field(repr=False)
     folder: Path | None = None
     records: NDArray[np.uint8] | None = field(default=None, repr=False)
+    width: int = DIGEST_BYTES + 8
 
     @classmethod
-    def of(cls, chunks: Iterable[Mapping[str, Any]], keys: Keys, salt: bytes, folder: Path | None = None) -> "Entries":
+    def of(
+        cls, chunks: Iterable[Mapping[str, Any]], keys: Keys, salt: bytes, folder: Path | None = None,
+        numbers: Numbers | None = None,
+    ) -> "Entries":  # fmt: skip
         """Reads a table in pieces; into memory, or if there is a folder, which exists, and many rows, into that.
 
         Raises:
-          ConfigError, DataError: of `Keys`.
+          ConfigError, DataError: of `Keys`, and of `numbers`.
         """
         held: list[NDArray[np.uint8]] = []
-        rows = 0
+        rows, width = 0, cls.width if numbers is None else cls.width + 8
         with ExitStack() as open_files:
             files: list[BinaryIO] = []
             for chunk in chunks:
                 digests = keys.digests(chunk, salt, rows)
-                records = np.empty((len(digests), _RECORD), np.uint8)
-                records[:, :DIGEST_BYTES] = digests
-                numbers = np.arange(rows, rows + len(digests), dtype="<i8")
-                records[:, DIGEST_BYTES:] = numbers.view(np.uint8).reshape(-1, 8)
+                places = np.arange(rows, rows + len(digests), dtype="<i8")
+                fields = [places] if numbers is None else [places, numbers(chunk, rows).astype("<i8")]
+                records = np.hstack([digests, *(each.view(np.uint8).reshape(-1, 8) for each in fields)])
                 rows += len(digests)
                 held.append(records)
                 if folder is not None and rows > _HELD:
                     files = files or [open_files.enter_context(open(_bin(folder, at), "wb")) for at in range(BINS)]
-                    _append(files, np.concatenate(held))
+                    joined = np.concatenate(held)
+                    append(files, joined, joined[:, 0])
                     held.clear()
         if folder is None or rows <= _HELD:
-            records = _distinct(keys, np.concatenate([*held, np.empty((0, _RECORD), np.uint8)]))
+            records = _distinct(keys, np.concatenate([*held, np.empty((0, width), np.uint8)]))
             records = records[np.argsort(records[:, 0], kind="stable")]
             sizes = np.bincount(records[:, 0], minlength=BINS).tolist()
-            return cls(keys, rows, tuple(sizes), hashlib.sha256(records.tobytes()).digest(), None, records)
+            return cls(keys, rows, tuple(sizes), hashlib.sha256(records.tobytes()).digest(), None, records, width)
         digest, sizes = hashlib.sha256(), []
         for at in range(BINS):
-            records = _distinct(keys, _read(folder, at))
+            records = _distinct(keys, np.fromfile(_bin(folder, at), np.uint8).reshape(-1, width))
             records.tofile(_bin(folder, at))
             digest.update(records.tobytes())
             sizes.append(len(records))
-        return cls(keys, rows, tuple(sizes), digest.digest(), folder)
+        return cls(keys, rows, tuple(sizes), digest.digest(), folder, None, width)
 
     def __len__(self) -> int:
         """Distinct keys."""
@@ -95,11 +102,15 @@ class Entries:
     def bucket(self, number: int, buckets: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The digests and rows of one bucket of a power of two of them; no digest twice."""
         each = BINS // buckets
-        low, high = number * each, (number + 1) * each
+        return parts_of(self.bins(number * each, (number + 1) * each))
+
+    def bins(self, low: int, high: int) -> NDArray[np.uint8]:
+        """The records of some bins."""
         if self.folder is None:
             assert self.records is not None
-            return _parts(self.records[sum(self.sizes[:low]) : sum(self.sizes[:high])])
-        return _parts(np.concatenate([_read(self.folder, at) for at in range(low, high)]))
+            return self.records[sum(self.sizes[:low]) : sum(self.sizes[:high])]
+        read = [np.fromfile(_bin(self.folder, at), np.uint8).reshape(-1, self.width) for at in range(low, high)]
+        return np.concatenate(read)
 
 
 def pieces_of(table: Source) -> Iterable[Mapping[str, Any]]:
@@ -131,36 +142,26 @@ def filled(digests: NDArray[np.uint8], size: int, entropy: Entropy) -> NDArray[n
     return np.concatenate([digests, dummies])
 
 
-def _append(files: Sequence[BinaryIO], records: NDArray[np.uint8]) -> None:
+def append(files: Sequence[BinaryIO], records: NDArray[np.uint8], bins: NDArray[np.uint8]) -> None:
     """Each record to the file of its bin."""
-    bins = records[:, 0]
     ends = np.cumsum(np.bincount(bins, minlength=BINS))
     for file, part in zip(files, np.split(records[np.argsort(bins, kind="stable")], ends[:-1]), strict=True):
         file.write(part.tobytes())
 
 
+def parts_of(records: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The digests of records, and what stands last in them: their numbers, or else their rows."""
+    digests, numbers = records[:, :DIGEST_BYTES], records[:, -8:]
+    return np.ascontiguousarray(digests), np.ascontiguousarray(numbers).view("<i8")[:, 0]
+
+
 def _distinct(keys: Keys, records: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return records[keys.distinct(*_parts(records))]
-
-
-def _parts(records: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Digests and rows."""
-    digests, rows = records[:, :DIGEST_BYTES], records[:, DIGEST_BYTES:]
-    return np.ascontiguousarray(digests), np.ascontiguousarray(rows).view("<i8")[:, 0]
-
-
-def _read(folder: Path, at: int) -> NDArray[np.uint8]:
-    return np.fromfile(_bin(folder, at), np.uint8).reshape(-1, _RECORD)
+    digests, rows = parts_of(records[:, : Entries.width])
+    return records[keys.distinct(digests, rows)]
 
 
 def _bin(folder: Path, at: int) -> Path:
     return folder / f"keys-{at:03}.bin"
-
-
-def remove(folder: Path) -> None:
-    """Deletes what `Entries` wrote."""
-    for at in range(BINS):
-        _bin(folder, at).unlink(missing_ok=True)
 
 
 def make_private(folder: Path) -> None:

@@ -20,7 +20,7 @@ from hansa.core.errors import ConfigError, DataError, ProtocolError, require
 from hansa.core.runtime import Mesh
 from hansa.vertical.psi.audit import Audit, recorded
 from hansa.vertical.psi.coordinator import serve
-from hansa.vertical.psi.entries import Entries, Source, bucket_count, bucket_size, filled, make_private, pieces_of
+from hansa.vertical.psi.entries import Entries, Source, bucket_count, bucket_size, filled, pieces_of
 from hansa.vertical.psi.keys import Keys
 from hansa.vertical.psi.protocols import Protocol, protocol as protocol_of
 from hansa.vertical.psi.state import State, prove
@@ -121,13 +121,11 @@ def intersect(
     require(mesh.me in terms.owners, f"'{mesh.me}' is the coordinator and has no table: call `coordinate`.")
     ask(chosen.title, chosen.learns(terms), accept)
     state = State(folder)
-    if folder is not None:
-        make_private(folder)
     entries = Entries.of(pieces_of(table), keys, terms.digest()[:16], folder)
-    state.check(entries)
+    state.check(terms.digest(), entries.fingerprint)
     session = terms.agree(mesh, len(entries), entropy)
     buckets = bucket_count(max(session.sizes.values()), bucket_keys)
-    session, left = state.begin(session, entries, buckets)
+    session, left = state.begin(session, entries.fingerprint, buckets)
     if terms.helper and mesh.me == terms.owners[0]:
         mesh.send(terms.helper, "psi left", [bytes(left)])
     with recorded(audit, session) as ended:

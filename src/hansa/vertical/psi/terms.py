@@ -24,7 +24,7 @@ Accept: TypeAlias = bool | Callable[[str], bool]
 Progress: TypeAlias = Callable[[int], None]
 """Told how many further keys are done."""
 
-_VERSION = 1
+_VERSION = 2
 _WHAT = {
     "version": "the version of the protocol",
     "protocol": "the protocol",

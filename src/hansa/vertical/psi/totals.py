@@ -1,14 +1,17 @@
 """How many keys two owners share, and the sum of a column over them: which keys, nobody learns.
 
-    A ── a·H(x), shuffled ──►  B                          B ── b·H(y), shuffled [with Enc(value)] ──►  A
-                               B ── tags of b·a·H(x), shuffled again ──►  A
+    A ── a·H(x) ──►  B        B ── b·H(y), in an order that it alone knows [with Enc(value)] ──►  A
+                              B ── tags of b·a·H(x), ascending ──►  A
     A: tags of a·b·H(y); how many are among B's?          [the product of those ciphertexts, blinded anew ──► B]
 
-A cannot tell which of its keys a tag belongs to, since B shuffled them. With differential privacy, A enters 2τ dummies
-that both know, B a secret number τ + Z of them and fillers up to 2τ, and A takes τ off: Z follows the discrete Laplace
-law of scale 1/ε, cut at ±τ, drawn from the operating system's randomness by B, so that A never has the exact count.
+A cannot tell which of its keys a tag belongs to: it has no b, and B sends them in their own order. `meeting.py` has the
+way through sets larger than memory, and why a run that was lost may go on. With differential privacy, A enters 2τ
+dummies that both know, B a secret number τ + Z of them and fillers up to 2τ, and A takes τ off: Z follows the discrete
+Laplace law of scale 1/ε, cut at ±τ, drawn by B from a secret of the session, so that A never has the exact count, and
+none but one noisy one.
 
-Security: as `ecdh.py`, against semi-honest owners. The values are hidden by Paillier's encryption under B's key.
+Security: as `ecdh.py`, against semi-honest owners. The values are hidden by Paillier's encryption under B's key, which
+is the session's, too; A keeps the first ciphertexts of each bucket, whatever comes again.
 
 Sources: Ion et al. 2019, On Deploying Secure Computing: Private Intersection-Sum-with-Cardinality,
 https://eprint.iacr.org/2019/723; Ghosh, Roughgarden and Sundararajan 2012, Universally Utility-Maximizing Privacy
@@ -17,12 +20,16 @@ Mechanisms, https://doi.org/10.1137/09076828X (the law)
 
 import decimal
 import hashlib
+import io
 import math
+import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,21 +42,21 @@ from hansa.privacy.discrete import Table
 from hansa.runtimes.mesh.messages import named, parts
 from hansa.vertical.learns import Learns
 from hansa.vertical.psi.audit import Audit, recorded
-from hansa.vertical.psi.ecdh import new_scalar, tags_of_other
-from hansa.vertical.psi.entries import Entries, Source, pieces_of
-from hansa.vertical.psi.intersect import CAP
+from hansa.vertical.psi.entries import Entries, Numbers, Source, bucket_count, pieces_of
+from hansa.vertical.psi.intersect import BUCKET_KEYS, CAP
 from hansa.vertical.psi.keys import DIGEST_BYTES, Keys
-from hansa.vertical.psi.tags import meet, repeats, shuffled, tag_bytes
+from hansa.vertical.psi.meeting import Meeting, drawn
+from hansa.vertical.psi.order import SecretOrder, bounds
+from hansa.vertical.psi.state import State
 from hansa.vertical.psi.terms import Accept, Entropy, Session, Terms, ask
-from hansa.vertical.psi.work import counter, mapper
 
 _PRECISION_BITS = 200
 DELTA = 1e-9
 LEAST = 10
 DECIMALS = 6
 LARGEST = 2.0**40
-_TagsFor: TypeAlias = Callable[[str], NDArray[np.int64] | None]
-"""`_shuffled_tags` for a learner."""
+_PIECE = 2048  # ciphertexts of a message, of half a kilobyte each
+_AHEAD = 4  # messages of them under way
 TITLES = {"cardinality": "Private intersection, its size alone", "sum": "Private intersection, a sum over it alone"}
 
 
@@ -71,8 +78,9 @@ class Cardinality:
 
 def cardinality(
     mesh: Mesh, table: Source, keys: Keys, *, learner: str, epsilon: float | None = None, delta: float = DELTA,
-    cap: int = CAP, accept: Accept = False, audit: Audit | None = None, workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None, entropy: Entropy = secrets.token_bytes,
+    cap: int = CAP, accept: Accept = False, audit: Audit | None = None, folder: Path | None = None,
+    bucket_keys: int = BUCKET_KEYS, workers: int | None = None, progress: Callable[[int, int], None] | None = None,
+    entropy: Entropy = secrets.token_bytes,
 ) -> Cardinality | None:  # fmt: skip
     """How many keys two owners share. Both call it; arguments and errors as `intersect`, but:
 
@@ -84,24 +92,34 @@ def cardinality(
 
     Returns:
       The count; None for the other owner, and with noise its event, without the count, is there for its ledger.
+
+    Raises:
+      StateMismatch: also at the other owner, if a noisy count may have been shown in a run that the learner does not go
+        on with.
     """
     bound = 0 if epsilon is None else noise_bound(epsilon, delta)
     detail = "exact" if epsilon is None else f"epsilon={epsilon!r} delta={delta!r}"
     said = cardinality_learns(learner, _other(mesh, learner), cap, epsilon, delta)
-    session, digests, _ = _agreed(mesh, table, keys, "cardinality", learner, said, detail, cap, accept, entropy)
+    run = _agreed(
+        mesh, table, keys, "cardinality", learner, said, detail, cap, accept, folder, bucket_keys, entropy, 2 * bound
+    )
     event = None if epsilon is None else _event(epsilon, delta)
-    dummies = _dummies(session, 2 * bound)
-    learns = mesh.me == learner
+    dummies, learns = _dummies(run.session, 2 * bound), mesh.me == learner
     if epsilon is not None and not learns:
-        true = bound + int(noise_law(epsilon, bound).draw(Stream(entropy(32)), 1)[0])
-        fillers = np.frombuffer(entropy(DIGEST_BYTES * (2 * bound - true)), np.uint8).reshape(-1, DIGEST_BYTES)
-        dummies = np.concatenate([dummies[:true], fillers])
-    entered = np.concatenate([digests, dummies])
-    with recorded(audit, session):
-        found = _shuffled_tags(session, entered, 2 * bound, workers, entropy, progress)
-    if found is None:
+        noise = noise_law(epsilon, bound).draw(Stream(drawn(run.state.secret, "noise")(32)), 1)
+        fillers = drawn(run.state.secret, "fillers")(DIGEST_BYTES * (bound - int(noise[0])))
+        dummies = np.concatenate([dummies[: bound + int(noise[0])], _digests(fillers)])
+    with recorded(audit, run.session):
+        meeting = run.meeting(learner, dummies, workers, progress, noisy=epsilon is not None)
+        meeting.exchange(run.left)
+        if not learns:
+            meeting.tell()
+        else:
+            found = meeting.find()
+        run.state.remove()
+    if not learns:
         return None if event is None else Cardinality(-1, event, epsilon, delta)
-    return Cardinality(len(found) - bound, event, epsilon, delta if event is not None else None)
+    return Cardinality(found.count - bound, event, epsilon, delta if event is not None else None)
 
 
 @dataclass(frozen=True)
@@ -119,13 +137,14 @@ class Total:
 
 def intersection_sum(
     mesh: Mesh, table: Source, keys: Keys, *, values: str | None, holder: str, least: int = LEAST, cap: int = CAP,
-    accept: Accept = False, audit: Audit | None = None, workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None, entropy: Entropy = secrets.token_bytes,
+    accept: Accept = False, audit: Audit | None = None, folder: Path | None = None, bucket_keys: int = BUCKET_KEYS,
+    workers: int | None = None, progress: Callable[[int, int], None] | None = None,
+    entropy: Entropy = secrets.token_bytes,
 ) -> Total:  # fmt: skip
     """The sum of one owner's column over the keys that two owners share. Both call it; as `intersect`, but:
 
     Args:
-      values: the column; None at the other owner.
+      values: the column; None at the other owner, whose folder needs half a kilobyte for each of them.
       holder: the owner that has the values, and learns their sum.
       least: of fewer shared keys nobody learns a sum, as it would show single values.
 
@@ -134,16 +153,18 @@ def intersection_sum(
     """
     require((values is not None) == (mesh.me == holder), f"values={values}: '{holder}' alone names a column.")
     require(least >= 2, f"least={least}: the sum over one key is its value; ask for two or more.")
-    numbers = None if values is None else _numbers(values, table)
     said = sum_learns(holder, _other(mesh, holder), cap, least)
-    session, digests, rows = _agreed(mesh, table, keys, "sum", holder, said, f"least={least}", cap, accept, entropy)
-    order = shuffled(len(digests))
-    with recorded(audit, session) as ended:
-        tags = partial(_shuffled_tags, session, digests[order], 0, workers, entropy, progress)
-        if numbers is None:
-            made = _sum_of_others(session, tags, least, entropy)
-        else:
-            made = _sum_of_own(session, tags, [numbers[row] for row in rows[order]], least, entropy)
+    run = _agreed(
+        mesh, table, keys, "sum", holder, said, f"least={least}", cap, accept, folder, bucket_keys, entropy,
+        numbers=None if values is None else partial(_whole, values),
+    )  # fmt: skip
+    with recorded(audit, run.session) as ended:
+        meeting = run.meeting(_other(mesh, holder), _digests(b""), workers, progress)
+        side = _sum_of_others if values is None else _sum_of_own
+        made = side(run, meeting, least, entropy)
+        run.state.remove()
+        if made.count < least:
+            raise DataError(f"{made.count} keys are shared, and a sum is shown from {least} on: nobody learnt it.")
         ended["shared"] = made.count
     return made
 
@@ -168,41 +189,94 @@ def sum_learns(holder: str, other: str, cap: int, least: int = LEAST) -> Learns:
     }
 
 
-def _sum_of_own(session: Session, tags: _TagsFor, values: list[int], least: int, entropy: Entropy) -> Total:
-    """The side of the owner of the values, which are in the order of what it enters."""
+@dataclass(frozen=True)
+class _Agreed:
+    """What a run of two owners begins or goes on with."""
+
+    session: Session
+    state: State
+    entries: Entries
+    buckets: int
+    left: list[int]
+
+    def meeting(
+        self, finder: str, more: NDArray[np.uint8], workers: int | None, progress: Callable[[int, int], None] | None,
+        noisy: bool = False,
+    ) -> Meeting:  # fmt: skip
+        """This owner's side; both enter so many `more`."""
+        order = SecretOrder.of(self.entries, drawn(self.state.secret, "order")(16), more)
+        theirs = self.session.sizes[self.session.peer] + len(more)
+        return Meeting(self.session, self.state, order, theirs, self.buckets, finder, noisy, workers, progress)
+
+
+def _sum_of_own(run: _Agreed, meeting: Meeting, least: int, entropy: Entropy) -> Total:
+    """The side of the owner of the values."""
     from hansa.crypto.paillier import PrivateKey
 
-    key = PrivateKey.generate(entropy=entropy)
+    session = run.session
+    key = PrivateKey.generate(entropy=drawn(run.state.secret, "key"))
     session.mesh.send(session.peer, "psi key", list(key.public.numbers()))
-    session.mesh.send(session.peer, "psi values", [key.public.to_bytes(key.encrypt(values, entropy))])
-    tags(session.peer)
-    count = int.from_bytes(session.receive(session.peer, "psi count", 8), "little")
-    if count < least:
-        raise _too_few(count, least)
-    raw = session.receive(session.peer, "psi total", key.public.size_bytes)
-    with named(session.peer):
-        return Total(count, key.decrypt(key.public.from_bytes(raw, 1))[0] / 10**DECIMALS)
+
+    def send(bucket: int, values: NDArray[np.int64]) -> None:
+        for at in range(0, len(values), _PIECE):
+            if at >= _AHEAD * _PIECE:
+                session.receive(session.peer, "psi more", 0)
+            sealed = key.encrypt(values[at : at + _PIECE].tolist(), entropy)
+            session.mesh.send(session.peer, "psi values", [key.public.to_bytes(sealed)])
+
+    meeting.exchange(run.left, send)
+    meeting.tell()
+    count, total = int.from_bytes(session.receive(session.peer, "psi count", 8), "little"), None
+    if count >= least:
+        raw = session.receive(session.peer, "psi total", key.public.size_bytes)
+        with named(session.peer):
+            total = key.decrypt(key.public.from_bytes(raw, 1))[0] / 10**DECIMALS
+    session.mesh.send(session.peer, "psi done", [b""])
+    return Total(count, total)
 
 
-def _sum_of_others(session: Session, tags: _TagsFor, least: int, entropy: Entropy) -> Total:
+def _sum_of_others(run: _Agreed, meeting: Meeting, least: int, entropy: Entropy) -> Total:
     """The side of the owner without values: it finds what is shared, and adds under the other's key."""
+    import gmpy2
+
     from hansa.crypto.paillier import PublicKey
 
-    numbers = map(bytes, parts(session.mesh, session.peer, "psi key", 2))
-    size = session.sizes[session.peer]
+    session, state = run.session, run.state
+    numbers = [bytes(each) for each in parts(session.mesh, session.peer, "psi key", 2)]
     with named(session.peer):
         public = PublicKey.of(*numbers)
-        sealed = public.from_bytes(session.receive(session.peer, "psi values", size * public.size_bytes), size)
-    theirs = tags(session.mesh.me)
-    assert theirs is not None
-    session.mesh.send(session.peer, "psi count", [len(theirs).to_bytes(8, "little")])
-    if len(theirs) < least:
-        raise _too_few(len(theirs), least)
-    total = sealed[theirs[0]]
-    for at in theirs[1:]:
-        total = public.add(total, sealed[at])
-    session.mesh.send(session.peer, "psi total", [public.to_bytes(public.rerandomise([total], entropy))])
-    return Total(len(theirs))
+    if state.noted("key") not in (None, numbers[0].hex()):
+        raise ProtocolError(f"'{session.peer}' goes on with another key of its values: start again.")
+    state.note("key", numbers[0].hex())
+    kept, size = _Ciphertexts(state.folder, public.size_bytes, meeting.theirs, run.buckets), public.size_bytes
+
+    def receive(bucket: int, _: NDArray[np.int64]) -> None:
+        low, high = bounds(meeting.theirs, bucket, run.buckets)
+        with nullcontext(_forgotten) if state.has(bucket) else kept.writing(bucket) as write:
+            for at in range(low, high, _PIECE):
+                count = min(_PIECE, high - at)
+                raw = session.receive(session.peer, "psi values", count * size)
+                with named(session.peer):
+                    public.from_bytes(raw, count)
+                write(raw)
+                if at + _AHEAD * _PIECE < high:
+                    session.mesh.send(session.peer, "psi more", [b""])
+
+    def add(total: str, places: NDArray[np.int64]) -> str:
+        sealed = None if not total else gmpy2.mpz(total, 16)
+        for raw in kept.at(np.sort(places)):
+            (each,) = public.from_bytes(raw, 1)
+            sealed = each if sealed is None else public.add(sealed, each)
+        return "" if sealed is None else sealed.digits(16)
+
+    meeting.exchange(run.left, receive)
+    found = meeting.find(add)
+    session.mesh.send(session.peer, "psi count", [found.count.to_bytes(8, "little")])
+    if found.count >= least:
+        total = public.rerandomise([gmpy2.mpz(found.total, 16)], entropy)
+        session.mesh.send(session.peer, "psi total", [public.to_bytes(total)])
+    session.receive(session.peer, "psi done", 0)
+    return Total(found.count)
 
 
 def noise_bound(epsilon: float, delta: float) -> int:
@@ -249,55 +323,71 @@ def _other(mesh: Mesh, one: str) -> str:
 
 def _agreed(
     mesh: Mesh, table: Source, keys: Keys, name: str, learner: str, learns: Learns, detail: str, cap: int,
-    accept: Accept, entropy: Entropy,
-) -> tuple[Session, NDArray[np.uint8], NDArray[np.int64]]:  # fmt: skip
-    """The session of two owners, and this one's digests and their rows."""
-    owners = tuple(sorted((mesh.me, *mesh.peers)))
+    accept: Accept, folder: Path | None, bucket_keys: int, entropy: Entropy, more: int = 0,
+    numbers: Numbers | None = None,
+) -> _Agreed:  # fmt: skip
+    """The session of two owners that each enter their keys and so many `more`; a new one, or one that goes on."""
+    require(bucket_keys >= 1, f"bucket_keys={bucket_keys}: at least one.")
+    owners, detail = tuple(sorted((mesh.me, *mesh.peers))), f"{detail}; buckets of {bucket_keys} keys"
     terms = Terms(name, owners, (learner,), cap, tuple(keys.normalise), len(keys.columns), detail=detail)
     ask(TITLES[name], learns, accept)
-    digests, rows = Entries.of(pieces_of(table), keys, terms.digest()[:16]).bucket(0, 1)
-    return terms.agree(mesh, len(digests), entropy), digests, rows
+    state = State(folder, entropy(32))
+    entries = Entries.of(pieces_of(table), keys, terms.digest()[:16], folder, numbers)
+    state.check(terms.digest(), entries.fingerprint)
+    session = terms.agree(mesh, len(entries), entropy)
+    buckets = bucket_count(max(session.sizes.values()) + more, bucket_keys)
+    session, left = state.begin(session, entries.fingerprint, buckets)
+    return _Agreed(session, state, entries, buckets, left)
 
 
-def _shuffled_tags(
-    session: Session, digests: NDArray[np.uint8], more: int, workers: int | None, entropy: Entropy,
-    progress: Callable[[int, int], None] | None = None, learner: str | None = None,
-) -> NDArray[np.int64] | None:  # fmt: skip
-    """At the learner: the places of shared keys in the order in which the other entered its own.
+class _Ciphertexts:
+    """The other owner's values, bucket by bucket: in files beside the state, or in memory."""
 
-    Digests are shuffled first, unless a `learner` is named: then their order means something, and the caller did so.
-    """
-    theirs = session.sizes[session.peer] + more
-    size = tag_bytes(len(digests), theirs)
-    entered = digests[shuffled(len(digests))] if learner is None else digests
-    with mapper(workers, len(digests) + theirs) as apply:
-        ours = tags_of_other(session, entered, theirs, size, apply, new_scalar(entropy), counter(progress, 0, theirs))
-    if repeats(ours):
-        raise ProtocolError(f"'{session.peer}' entered a key twice: it is broken or hostile.")
-    if session.mesh.me != (learner or session.terms.learns[0]):
-        session.mesh.send(session.peer, "psi tags", [ours[shuffled(len(ours))].tobytes()])
-        return None
-    raw = session.receive(session.peer, "psi tags", len(digests) * size)
-    back = np.frombuffer(raw, np.uint8).reshape(-1, size)
-    if repeats(back):
-        raise ProtocolError(f"'{session.peer}' sent a tag twice: it is broken or hostile.")
-    return meet(back, ours)[1]
+    def __init__(self, folder: Path | None, size: int, count: int, buckets: int) -> None:
+        self._folder, self._size, self._held = folder, size, dict[int, bytearray]()
+        self._starts = np.array([bounds(count, at, buckets)[0] for at in range(buckets)])
+
+    @contextmanager
+    def writing(self, bucket: int) -> Iterator[Callable[[bytes], object]]:
+        """Keeps the ciphertexts of a bucket, as they come."""
+        if self._folder is None:
+            self._held[bucket] = bytearray()
+            yield self._held[bucket].extend
+            return
+        with open(os.open(self._path(bucket), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            yield file.write
+            file.flush()
+            os.fsync(file.fileno())
+
+    def at(self, places: NDArray[np.int64]) -> Iterator[bytes]:
+        """Some of them, by their places in the whole set, ascending."""
+        buckets = np.searchsorted(self._starts, places, "right") - 1
+        for bucket in np.unique(buckets).tolist():
+            inside = (places[buckets == bucket] - self._starts[bucket]).tolist()
+            with io.BytesIO(self._held[bucket]) if self._folder is None else self._path(bucket).open("rb") as file:
+                for place in inside:
+                    file.seek(place * self._size)
+                    yield file.read(self._size)
+
+    def _path(self, bucket: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"values-{bucket:03}.bin"
+
+
+def _forgotten(_: bytes) -> None:
+    """Where what is kept already goes."""
 
 
 def _dummies(session: Session, count: int) -> NDArray[np.uint8]:
-    raw = hashlib.shake_256(b"hansa psi dummies" + session.salt).digest(DIGEST_BYTES * count)
+    return _digests(hashlib.shake_256(b"hansa psi dummies" + session.salt).digest(DIGEST_BYTES * count))
+
+
+def _digests(raw: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def _numbers(name: str, table: Source) -> list[int]:
-    """The column as whole numbers of millionths, row by row."""
-    made: list[int] = []
-    for piece in pieces_of(table):
-        made += _whole(name, piece, len(made))
-    return made
-
-
-def _whole(name: str, table: Mapping[str, Any], first: int) -> list[int]:
+def _whole(name: str, table: Mapping[str, Any], first: int) -> NDArray[np.int64]:
+    """A piece of the column as whole numbers of millionths."""
     if name not in table:
         raise ConfigError(f"the table has no column '{name}' to sum: it has {', '.join(table)}.")
     try:
@@ -309,8 +399,4 @@ def _whole(name: str, table: Mapping[str, Any], first: int) -> list[int]:
         raise DataError(
             f"the column '{name}' holds a missing number, or one of 2⁴⁰ or more, in row {first + wrong[0]}."
         )
-    return [round(value * 10**DECIMALS) for value in column.tolist()]
-
-
-def _too_few(count: int, least: int) -> DataError:
-    return DataError(f"{count} keys are shared, and a sum is shown from {least} on: nobody learnt it.")
+    return np.array([round(value * 10**DECIMALS) for value in column.tolist()], np.int64)
