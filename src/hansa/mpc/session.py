@@ -34,6 +34,7 @@ from hansa.mpc.device import usable
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.functions import SIGMOIDS
+from hansa.mpc.local_computation import local_computation
 from hansa.mpc.place import Place, all_here
 from hansa.mpc.progress import bar
 from hansa.mpc.protocol import Protocol
@@ -193,6 +194,22 @@ class Session:
         with self.meter.operation("reveal"):
             opened = value.open(receivers)
         return None if opened is None else decode(opened, value.home, secret.dtype)
+
+    def local_computation(self, owner: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """A decorator: the function runs at one party alone, on ordinary tensors, and gives secrets.
+
+        Args:
+          owner: the party. Arguments that are secret are opened to it, as by `reveal`, and listed so in the report;
+            others are as they are there.
+
+        Returns:
+          A decorator for functions that give a tensor, or a sequence or mapping of names to tensors. All parties call
+          what it makes, and get the same of secrets, which the owner shared. No gradient passes through.
+
+        Raises:
+          ConfigError: the owner is no party.
+        """
+        return local_computation(self, owner)
 
     def debug(self, secret: Any) -> Any:
         """Opens secrets to all parties while a program is being written, with a warning that names the line.
