@@ -4,10 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+
+import hansa
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "model_owner"
@@ -45,3 +49,19 @@ def test_the_page_shows_the_picture_that_the_job_gives() -> None:
     )
     texts = [found.text for found in ElementTree.fromstring(done.stdout).iter("{http://www.w3.org/2000/svg}text")]
     assert all(any(name in (text or "") for text in texts) for name in PLAYERS)
+
+
+def test_three_owners_of_20000_digits_reach_the_plain_mean_to_the_sixteenth_bit() -> None:
+    if "HANSA_DATA" not in os.environ:
+        pytest.skip("HANSA_DATA is not set: no MNIST")
+    train, _ = hansa.data.mnist((784,))
+    clients = hansa.data.partition(train, hansa.data.IID(), clients=3, seed=1)
+    assert [len(clients.open(name)) for name in clients.ids] == [20_000] * 3
+    secret = hansa.Pipeline([hansa.Clip(4.0), hansa.UniformMean(), hansa.Quantise(20)], hansa.MpcSum(("s-1", "s-2")))
+    plain = hansa.Pipeline([hansa.Clip(4.0), hansa.UniformMean()], hansa.Sum())
+    one = partial(
+        hansa.Job, model=hansa.LogisticModel(784, 10), algorithm=hansa.FedSGD(server_lr=1.0), cohort=3, rounds=1
+    )
+    found, wanted = (hansa.train(one(pipeline=each), clients).params for each in (secret, plain))
+    assert wanted.count == 7850 and max(float(np.abs(found[name] - wanted[name]).max()) for name in wanted) <= 2**-16
+    assert max(float(np.abs(wanted[name]).max()) for name in wanted) > 100 * 2**-16
