@@ -154,6 +154,36 @@ def test_an_unexpected_exception_ends_with_1_and_tells_of_verbose(monkeypatch: p
     assert "Traceback" in loud.err
 
 
+def test_a_wrong_command_line_is_one_json_object_on_stderr_for_machines() -> None:
+    for args in (["simulate", "job.py", "--clients", "many"], ["simulate"], ["job", "check", "job.py", "--nothing"]):
+        done = hansa(*args, "--format", "json")
+        facts = json.loads(done.err)
+        assert (done.code, facts["error"], facts["exit_code"]) == (2, "usage", 2)
+        assert any(word in facts["message"] for word in ("--clients", "JOB.PY", "--nothing"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["threats", "Sum", "--vertical"], "--vertical prints its whole table: leave 'Sum' out"),
+        (["audit", "job.py", "--iterations", "0"], "--iterations 0: at least 1"),
+        (["audit", "job.py", "--shadows", "0"], "--shadows 0: at least 1"),
+        (["audit", "job.py", "--canaries", "0"], "--canaries 0: at least 1"),
+        (["simulate", "job.py", "--runtime", "processes", "--processes", "0"], "--processes 0: at least 1"),
+        (["simulate", "job.py", "--set", "round=3"], "unknown key 'round': did you mean 'rounds'? Job has"),
+        (["job", "show", "data.csv"], "'data.csv' is neither a job file (.py) nor an archive that `hansa build` wrote"),
+        (["submit", "data.csv", "--insecure"], "'data.csv' is neither a job file (.py) nor an archive"),
+        (["enrol", "init", "league", "--days", "0"], "days=0 is no validity"),
+        (["build", "job.py", "--out", "none/x.hansa"], "none/x.hansa cannot be written (No such file or directory)"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value(folder: Path, args: list[str], message: str) -> None:
+    (folder / "data.csv").write_text("a,b\n1,2\n")
+    done = hansa(*args)
+    assert (done.code in (11, 20), len(done.err.splitlines())) == (True, 1)
+    assert message in done.err
+
+
 def test_an_error_is_one_json_object_on_stderr_for_machines() -> None:
     done = hansa("job", "check", "nix.py", "--format", "json")
     assert (done.code, done.out) == (19, "")
@@ -177,7 +207,7 @@ def test_what_a_job_file_prints_is_not_among_the_results_for_machines(folder: Pa
     [
         (None, 19, "there is no job file 'job.py'"),
         ("x = 1", 11, "job.py defines no `job`: end it with job = hansa.Job"),
-        ("job = 3", 11, "`job` in job.py is a int, and a Job is expected"),
+        ("job = 3", 11, "`job` in job.py is of type int, and a Job is expected"),
         (PLAIN.replace("job = ", "work = "), 11, "defines no `job`, but a Job named `work`"),
         (PLAIN + "\nmade, job = job, lambda: made", 11, "is a function, and a Job is expected: call it"),
         ("x = (", 11, "job.py, line 1 is no valid Python ('(' was never closed): x = ("),
@@ -396,7 +426,7 @@ def test_simulate_refuses_what_cannot_be(args: list[str], code: int, message: st
         (PLAIN.replace("def clients(n=4)", "def others(n=4)"), [], "defines no `clients`"),
         (PLAIN + "\nclients = clients(4)", ["--clients", "7"], "is fixed at 4"),
         (PLAIN.replace("n=4", "n"), [], "needs a number: give --clients N"),
-        (PLAIN + "\nclients = 3", [], "`clients` in job.py is a int"),
+        (PLAIN + "\nclients = 3", [], "`clients` in job.py is of type int"),
         (PLAIN + "\ndef clients(): return {'a': 1}", ["--clients", "2"], "takes no number"),
         (PLAIN + "\ndef clients(): raise ValueError('no disk')", [], "job.py, line 24 raised ValueError: no disk"),
     ],

@@ -48,7 +48,7 @@ def test_the_authority_is_private_p256_and_can_have_no_authorities_below_it(auth
 
 
 def test_no_authority_is_founded_over_another(authority: Authority) -> None:
-    with pytest.raises(IdentityError, match="already holds an authority: load it, or choose an empty folder"):
+    with pytest.raises(IdentityError, match="already holds an authority: go on with it, or choose an empty folder"):
         Authority.create(authority.folder, "other")
 
 

@@ -303,13 +303,13 @@ def test_a_tuple_is_given_as_a_list() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("round", "5", r"unknown key 'round': Job has .*rounds.*seed"),
+        ("round", "5", r"unknown key 'round': did you mean 'rounds'\? Job has .*rounds.*seed"),
         ("algorithm.lr", "5", r"unknown key 'algorithm\.lr': Averaging has server_lr, work"),
         ("seed.low", "5", r"unknown key 'seed\.low': int has no fields"),
-        ("rounds", "many", r"rounds=many: a int is expected, as in 1"),
-        ("rounds", "1.5", r"rounds=1\.5: a int is expected"),
-        ("rounds", "true", r"rounds=true: a int is expected"),
-        ("algorithm", "FedAvg", r"algorithm=FedAvg: a Averaging is expected"),
+        ("rounds", "many", r"rounds=many: a value of type int is expected, as in 1"),
+        ("rounds", "1.5", r"rounds=1\.5: a value of type int is expected"),
+        ("rounds", "true", r"rounds=true: a value of type int is expected"),
+        ("algorithm", "FedAvg", r"algorithm=FedAvg: a value of type Averaging is expected"),
         ("cohort", "0", r"cohort=0: at least one client"),
         ("algorithm.work.batch_size", "x", r"algorithm\.work\.batch_size=x: "),
         ("algorithm.work.lr", "-1", r"lr=-1\.0: a learning rate"),

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from hansa.app.enrol import Authority
-from hansa.core.errors import IdentityError
+from hansa.core.errors import IdentityError, StorageFull
 from hansa.crypto.identity import Identity, Revoked, Signature, check_peer, peer_of, verify
 
 NOW = datetime.now(UTC).replace(microsecond=0)  # OpenSSL's handshakes below have no other clock
@@ -91,7 +91,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(IdentityError, match="No space left on device"):
+    with pytest.raises(StorageFull, match="No space left on device"):
         league.submitter.save(path)
     assert path.read_bytes() == league.worker.dump()
     assert [p.name for p in tmp_path.iterdir()] == ["a.pem"]

@@ -43,6 +43,9 @@ def audit(
     """
     if examples < 1:
         raise ConfigError(f"--examples {examples}: the attacked client holds at least 1.")
+    for option, count in (("iterations", iterations), ("shadows", shadows), ("canaries", birds)):
+        if count < 1:  # an attack of no effort finds nothing, and would be reported as held
+            raise ConfigError(f"--{option} {count}: at least 1.")
     given = read_settings(settings, config)
     module = load_module(job)
     loaded, people = job_of(module, given), clients_of(module, clients)

@@ -63,6 +63,8 @@ class Commands(TyperGroup):
             raise typer.Exit(0) from None
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):
+                if terminal.settings.json and hasattr(error, "format_message"):
+                    raise typer.Exit(terminal.misused(error.format_message())) from None
                 raise
             raise typer.Exit(terminal.fail(error)) from None
 

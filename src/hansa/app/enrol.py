@@ -113,7 +113,9 @@ class Authority:
         if not 1 <= len(federation) <= 64 or not federation.isprintable():
             raise IdentityError(f"federation={federation!r} cannot be used: take 1 to 64 printable characters")
         if (folder / "authority.key.pem").exists():
-            raise IdentityError(f"{folder} already holds an authority: load it, or choose an empty folder")
+            raise IdentityError(
+                f"{folder} already holds an authority: go on with it, or choose an empty folder (--authority DIR)"
+            )
         key, moment = ec.generate_private_key(ec.SECP256R1()), now or _clock()
         subject = _subject(federation, "authority", f"{federation} authority"[:64])
         public = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -536,7 +538,7 @@ def _general_names(role: str, hosts: Sequence[str]) -> list[x509.GeneralName]:
     listens = ExtendedKeyUsageOID.SERVER_AUTH in _CONNECTS[role]
     if listens and not hosts:
         raise IdentityError(
-            f"role={role!r} listens and has no hosts: give the DNS names or IP addresses peers will dial"
+            f"role={role!r} listens and has no hosts: give the DNS names or IP addresses peers will dial (--host NAME)"
         )
     if hosts and not listens:
         raise IdentityError(f"role={role!r} never listens, hosts={list(hosts)} are of no use: leave them out")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hansa.app.address import is_loopback, split
-from hansa.app.jobs import contents, hidden, packed, portable, read_settings
+from hansa.app.jobs import archive, contents, hidden, packed, portable, read_settings
 from hansa.app.show import Rounds, metrics_of, summary
 from hansa.app.terminal import emit, hint, is_live, moment, say, settings, size, table
 from hansa.core import errors
@@ -188,7 +188,6 @@ def submit(
     identity: Path | None, include: Sequence[str], checked: bool, insecure: bool,
 ) -> None:  # fmt: skip
     """Packs, signs, hands in, and with `wait` follows to the end."""
-    from hansa.runtimes.bundle import Bundle
     from hansa.runtimes.jobfile import load_job
 
     given = read_settings(pairs, config)
@@ -208,7 +207,7 @@ def submit(
             f"{job} is an archive, whose hash fixes its content: give --set and --include to `hansa build`."
         )
     else:
-        bundle = Bundle.open(job)
+        bundle = archive(job)
     contents(bundle)
     if sees:
         say(f"sees    the server: {sees}")

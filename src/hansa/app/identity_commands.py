@@ -25,7 +25,7 @@ SOON_DAYS = 30
 def init(federation: str, folder: Path, days: int | None, ask: bool) -> None:
     """Founds a federation."""
     secret = _passphrase(ask, twice=True)
-    authority = Authority.create(folder, federation, passphrase=secret, days=days or AUTHORITY_DAYS)
+    authority = Authority.create(folder, federation, passphrase=secret, days=AUTHORITY_DAYS if days is None else days)
     emit("authority", federation=federation, folder=str(folder), encrypted=secret is not None)
     say(f"federation '{authority.federation}': its authority is in {folder}")
     say("keep this folder off the server and off the workers: whoever has its key can admit anybody")
@@ -41,7 +41,7 @@ def issue(
         raise ConfigError(f"--out {out} exists already: move it away, it may hold keys in use.")
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
-    path = _open(folder, ask).issue(name, role, hosts=hosts, days=days or MEMBER_DAYS)
+    path = _open(folder, ask).issue(name, role, hosts=hosts, days=MEMBER_DAYS if days is None else days)
     if out is not None:
         content = Identity.load(path)
         content.save(out)
@@ -83,7 +83,9 @@ def sign(
         print(f"fingerprint of the request: {actual}", file=sys.stderr)
         if input("Did the member tell you the same on another channel? [y/N] ").strip().lower() not in ("y", "yes"):
             raise IdentityError("not signed: the fingerprint was not confirmed; ask the member to read it to you")
-    path = _open(folder, ask).sign(content, name=name, role=role, hosts=hosts, days=days or MEMBER_DAYS)
+    path = _open(folder, ask).sign(
+        content, name=name, role=role, hosts=hosts, days=MEMBER_DAYS if days is None else days
+    )
     emit("signed", name=name, role=role, fingerprint=actual, path=str(path))
     say(f"'{name}' is enrolled as {role}: send {path} back (it is not secret); then `hansa enrol accept`")
 
@@ -96,7 +98,7 @@ def accept(identity: Path, certificates: Path) -> None:
 def renew(member: str, hosts: Sequence[str] | None, folder: Path, days: int | None, ask: bool) -> None:
     """Gives new certificates to the same keys."""
     which: str | Path = Path(member) if member.endswith(".pem") or os.sep in member else member
-    path = _open(folder, ask).renew(which, hosts=hosts or None, days=days or MEMBER_DAYS)
+    path = _open(folder, ask).renew(which, hosts=hosts or None, days=MEMBER_DAYS if days is None else days)
     if path.name.endswith(".certificates.pem"):
         emit("renewed", path=str(path))
         say(f"renewed: send {path} to the member, for `hansa enrol accept`")

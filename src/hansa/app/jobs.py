@@ -4,6 +4,7 @@ import json
 import math
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,18 @@ def build(
     )
 
 
+def archive(path: Path) -> Bundle:
+    """A job's archive from its file.
+
+    Raises:
+      ConfigError: the file is something else altogether.
+      BundleError: see `Bundle.open`.
+    """
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ConfigError(f"'{path}' is neither a job file (.py) nor an archive that `hansa build` wrote: give one.")
+    return Bundle.open(path)
+
+
 def portable(job: Job) -> None:
     """JobError unless a job has no faults and can be rebuilt by name in another process."""
     job.check()
@@ -138,7 +151,7 @@ def show(job: Path, pairs: Sequence[str], config: Path | None, population: int |
         except BundleError as error:
             hint(f"cannot be packed: {error}")
         return
-    bundle = Bundle.open(job)
+    bundle = archive(job)
     if terminal_settings.json:
         contents(bundle)
     else:

@@ -82,6 +82,8 @@ def runtime_of(name: str, processes: int | None, address: str | None = None) -> 
         raise ConfigError(f"--runtime {name}: choose local, processes or ray.")
     if address is not None and name != "ray":
         raise ConfigError(f"--address {address} with --runtime {name}, which stays here: add --runtime ray.")
+    if processes is not None and processes < 1:
+        raise ConfigError(f"--processes {processes}: at least 1.")
     if name == "ray":
         from hansa.runtimes.ray import Ray
 

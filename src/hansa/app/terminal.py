@@ -137,8 +137,7 @@ def fail(error: BaseException) -> int:
     if settings.verbose and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error, file=sys.stderr)
     if settings.json:
-        facts = {"event": "error", "error": name, "exit_code": code, "message": message, "notes": notes}
-        print(json.dumps(facts), file=sys.stderr, flush=True)
+        _error_for_machines(name, code, message, notes)
     elif sys.stderr.isatty():
         from rich.text import Text
 
@@ -149,6 +148,17 @@ def fail(error: BaseException) -> int:
     else:
         print("\n".join([lead + message, *(f"       {note}" for note in notes)]), file=sys.stderr, flush=True)
     return code
+
+
+def misused(message: str) -> int:
+    """Says to machines that the command line itself is wrong, and gives the exit code; people are shown Typer's box."""
+    _error_for_machines("usage", 2, f"{message} See `hansa COMMAND --help`.", [])
+    return 2
+
+
+def _error_for_machines(name: str, code: int, message: str, notes: Sequence[str]) -> None:
+    facts = {"event": "error", "error": name, "exit_code": code, "message": message, "notes": list(notes)}
+    print(json.dumps(facts), file=sys.stderr, flush=True)
 
 
 def size(count: float) -> str:

@@ -1,5 +1,6 @@
 """Files that trust depends on: private from their first byte on, replaced whole or not at all."""
 
+import errno
 import os
 import secrets
 import stat
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hansa.core.errors import IdentityError
+from hansa.core.errors import ConfigError, HansaError, IdentityError, StorageFull
 
 _MAX_BYTES = 1 << 20
 
@@ -38,7 +39,11 @@ def read_private(path: Path) -> bytes:
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int) -> Path:
-    """Writes a file of `mode`; a reader, or a restart after a crash, finds the old content or the new one whole."""
+    """Writes a file of `mode`; a reader, or a restart after a crash, finds the old content or the new one whole.
+
+    Raises:
+      ConfigError: it cannot be written there. StorageFull: the disk is.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         try:
@@ -57,7 +62,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int) -> Path:
             finally:
                 os.close(folder)
     except OSError as error:
-        raise IdentityError(f"{path} cannot be written ({error.strerror}): choose a writable folder") from None
+        raise _unwritable(path, error) from None
     return path
 
 
@@ -67,7 +72,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise IdentityError(f"{path} cannot be written ({error.strerror}): choose a writable folder") from None
+        raise _unwritable(path, error) from None
     with open(descriptor, "rb") as file:
         try:
             import fcntl
@@ -76,3 +81,10 @@ def locked(path: Path) -> Iterator[None]:
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _unwritable(path: Path, error: OSError) -> HansaError:
+    """What to say of a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"{path} cannot be written ({error.strerror}): free space there")
+    return ConfigError(f"{path} cannot be written ({error.strerror}): choose a writable folder")

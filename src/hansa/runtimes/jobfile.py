@@ -100,7 +100,7 @@ def job_of(module: ModuleType, settings: Mapping[str, str] | None = None) -> Job
         raise ConfigError(f"{name} defines no `job`: end it with job = hansa.Job(...), as `hansa new` writes it.")
     if callable(job):
         raise ConfigError(f"`job` in {name} is a function, and a Job is expected: call it, job = job().")
-    raise ConfigError(f"`job` in {name} is a {type(job).__name__}, and a Job is expected: job = hansa.Job(...).")
+    raise ConfigError(f"`job` in {name} is of type {type(job).__name__}, and a Job is expected: job = hansa.Job(...).")
 
 
 def clients_of(module: ModuleType, count: int | None = None) -> Clients:
@@ -130,7 +130,7 @@ def clients_of(module: ModuleType, count: int | None = None) -> Clients:
         return Clients.of(given)
     if not isinstance(given, Clients):
         raise ConfigError(
-            f"`clients` in {name} is a {type(given).__name__}: give hansa.Clients, or a mapping of names to data."
+            f"`clients` in {name} is of type {type(given).__name__}: give hansa.Clients, or a mapping of names to data."
         )
     return given
 

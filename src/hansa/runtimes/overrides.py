@@ -1,6 +1,7 @@
 """Settings from text, as the command line and settings files give them: `rounds=50`, `algorithm.work.lr=0.1`."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +24,9 @@ def override(job: Job, settings: Mapping[str, str]) -> Job:
 def _set(thing: Any, path: Sequence[str], key: str, text: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(thing)} if dataclasses.is_dataclass(thing) else {}
     if path[0] not in fields:
+        near = "".join(f"did you mean '{name}'? " for name in difflib.get_close_matches(path[0], fields, 1))
         raise ConfigError(
-            f"unknown key '{key}': {type(thing).__name__} has {', '.join(sorted(fields)) or 'no fields'}."
+            f"unknown key '{key}': {near}{type(thing).__name__} has {', '.join(sorted(fields)) or 'no fields'}."
         )
     old = getattr(thing, path[0])
     if len(path) > 1:
@@ -39,7 +41,7 @@ def _set(thing: Any, path: Sequence[str], key: str, text: str) -> Any:
         if isinstance(old, tuple) and isinstance(new, list):
             new = tuple(new)
         if old is not None and new is not None and type(new) is not type(old):
-            raise ConfigError(f"{key}={text}: a {type(old).__name__} is expected, as in {old!r}.")
+            raise ConfigError(f"{key}={text}: a value of type {type(old).__name__} is expected, as in {old!r}.")
     changes = {path[0]: new}
     if isinstance(thing, Job) and path[0] == "cohort":
         changes["sampling"] = None

@@ -15,7 +15,10 @@ Hosts = Annotated[
         "--host", metavar="NAME|IP", help="Where peers dial this member (servers and parties only); repeatable."
     ),
 ]
-Days = Annotated[int | None, typer.Option("--days", help="How long it is valid.")]
+Days = Annotated[
+    int | None,
+    typer.Option("--days", metavar="N", help="For how many days. Default: 3650 for the authority, 365 for members."),
+]
 AskPassphrase = Annotated[
     bool, typer.Option("--passphrase", help="Ask for the passphrase of the authority's key (or set HANSA_PASSPHRASE).")
 ]

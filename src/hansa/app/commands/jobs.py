@@ -15,6 +15,7 @@ from hansa.app.commands.options import (
     Settings,
     SimulatedClients,
 )
+from hansa.core.errors import ConfigError
 
 PANEL = "A job"
 commands = typer.Typer()
@@ -178,6 +179,8 @@ def threats(
 
     Example:  hansa threats SecureSum
     """
+    if vertical and name is not None:
+        raise ConfigError(f"--vertical prints its whole table: leave '{name}' out, or leave out --vertical.")
     if vertical:
         from hansa.app.vertical_threats import threats as vertical_run
 
