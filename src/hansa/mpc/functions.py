@@ -22,6 +22,7 @@ from hansa.mpc.fixed import Fixed
 
 _FINE = 22  # bits of fraction inside approximations of numbers near 1
 _ALL_PAIRS, _FEW_COMPARISONS = 16, 1 << 13  # up to which all numbers are compared with each other at once
+_LARGEST = 61  # bits of a number that is truncated
 _TOP = 46  # the highest bit that a number to be scaled may have
 
 
@@ -184,7 +185,9 @@ def piecewise(x: Fixed, function: Callable[[np.ndarray], np.ndarray], knots: Seq
     """
     steps, last = _pieces(function, tuple(knots))
     square = x * x
-    cube = square * x
+    if not x.engine.protocol.fast_truncation and 3 * (x.home + math.log2(max(map(abs, knots)))) < _LARGEST:
+        square = square.rehomed(2 * x.home)  # the ring has room for the cube between the knots: one message, not three
+    cube = (square * x).rehomed(x.home)
     spread = x.map(lambda part: part[..., None])
     below = (spread - torch.tensor(knots, dtype=torch.float64)).negative().share()
     steps = x.engine.placed(steps)

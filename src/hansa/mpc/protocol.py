@@ -96,6 +96,7 @@ class Protocol(ABC):
       sorts_from: numbers in a row from which `sorted` is cheaper than a network of comparators; infinite without one.
       orders: for each sort of `sorted`, how many bits were opened to all parties that say nothing of the data.
       devices: the kinds of device on which its shares may live.
+      fast_truncation: whether a number that is truncated may be wrong, the more likely the larger it is.
       device: where this session's do.
     """
 
@@ -105,6 +106,7 @@ class Protocol(ABC):
     holdings: ClassVar[tuple[tuple[int, ...], ...]]
     sorts_from: ClassVar[float] = math.inf
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    fast_truncation: bool = False
     device: torch.device = torch.device("cpu")
 
     def __init__(self, mesh: Mesh) -> None:

@@ -123,7 +123,7 @@ class Meter(Protocol):
 
     def __init__(self, protocol: Protocol, mesh: Mesh) -> None:
         super().__init__(mesh)
-        self.protocol = protocol
+        self.protocol, self.fast_truncation = protocol, protocol.fast_truncation
         self.shared: list[Opened] = []
         self.revealed: list[Opened] = []
         self._began, self._busy = time.perf_counter(), time.process_time()

@@ -28,8 +28,6 @@ _LOW = (1 << 63) - 1
 class Arithmetic(Sharing):
     """Numbers."""
 
-    fast_truncation = False
-
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
         """Party i's summand, of the pairs that it holds."""
         z = op(x.parts[0], y.parts[0] + y.parts[1])

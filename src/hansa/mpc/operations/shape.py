@@ -12,15 +12,17 @@ from hansa.mpc.operations.wrap import engine_of, number, numbers, secret, summed
 from hansa.mpc.secret import SecretTensor, dispatch, handles
 
 aten = torch.ops.aten
+_VIEWS = ("t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "select")
 
 
 def _part_by_part(operation: Any) -> None:
-    call = operation._op  # without torch's Python around it
+    name = operation._schema.name.split("::")[1]
+    # Without torch's Python around it; a method of the tensor reads its arguments in half the time.
+    call = getattr(torch.Tensor, name) if name in _VIEWS else operation._op
 
     @handles(operation)
     def run(x: SecretTensor, *args: Any, **kwargs: Any) -> SecretTensor:
         if not isinstance(x, SecretTensor) or _any_secret(args):
-            name = operation._schema.name.split("::")[1]
             raise SecretError(
                 f"'{name}' takes public places: choose by a secret condition with torch.where, and by a secret index "
                 "with torch.nn.functional.embedding(index, table)."

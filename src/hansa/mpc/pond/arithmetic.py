@@ -31,8 +31,6 @@ _LOW = (1 << 63) - 1
 class Arithmetic(Sharing):
     """Numbers."""
 
-    fast_truncation = False
-
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
         """One message each way, as long as those operands that were not multiplied before; else none."""
         (e, a), (d, b) = self._opened(x, y)

@@ -22,8 +22,6 @@ _WORDS = (np.uint8, np.uint16, np.uint32, np.uint64)
 class Arithmetic(Products):
     """Numbers."""
 
-    fast_truncation = False
-
     def product(self, x: Share, y: Share, op: Bilinear) -> Share:
         """Two messages one after another: the shares of the product, which need no more."""
         (a,), (b,) = x.parts, y.parts
