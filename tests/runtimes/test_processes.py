@@ -1,6 +1,7 @@
 """Processes carry the same job to the same bits, and survive the death of one of them."""
 
 import os
+import resource
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from hansa.core.tensors import Tensors
 from hansa.runtimes.local import train
 from hansa.runtimes.memory import MemoryMemories
 from hansa.runtimes.processes import Processes, ProcessSession
+from hansa.runtimes.shared import read_tensors
 from hansa.stages.clip import Clip
 from hansa.stages.mean import UniformMean
 from hansa.stages.noise import Gaussian
@@ -157,9 +159,23 @@ def test_a_message_stays_until_the_last_task_that_needs_it_is_over() -> None:
         session.publish(tasks, Tensors({"model/w": [1.0]}))
         (message,) = Path(session._folder.name).iterdir()
         session.retire(tasks[1:])
-        assert message.exists(), "the first task, begun on the same message, has yet to read it"
+        session.publish([replace(tasks[1], round=1)], Tensors({"model/w": [2.0]}))
+        assert read_tensors(str(message))["model/w"] == 1, "the first task, begun on it, has yet to read it"
         session.retire(tasks[:1])
+        session.publish([replace(tasks[0], round=1)], Tensors({"model/w": [3.0]}))
+        assert not message.exists(), "its pages serve the next message"
+        assert len(list(Path(session._folder.name).iterdir())) == 2
+
+
+def test_what_a_process_still_reads_is_not_written_over() -> None:
+    task = Task(run="r", fingerprint="f", kind="train", version=0, round=0, attempt=0, client="client-0", position=0)
+    with closing(ProcessSession(plain(), some_clients(), MemoryMemories(), 1)) as session:
+        session.publish([task], Tensors({"model/w": [1.0]}))
+        (message,) = Path(session._folder.name).iterdir()
+        session._dispatch()
+        session.retire([task])
         assert not message.exists()
+        assert session._spares.pop() is None
 
 
 def test_no_processes_are_too_few() -> None:
@@ -177,7 +193,17 @@ def test_files_of_a_round_are_deleted_when_it_is_over(tmp_path: Any, monkeypatch
         kept.append(len(list(folder.iterdir())))
 
     train(remembering(), some_clients(), runtime=Processes(1), observe=count)
-    assert max(kept) <= 6 + 1, "the data of six clients and the frozen tensors, nothing of a round"
+    assert max(kept) <= 6 + 1 + 2, "the data of six clients, the frozen tensors, and two files to be written over"
+
+
+def test_messages_that_wait_for_their_turn_hold_no_file_open() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 32, before[1]))
+    try:
+        job = replace(remembering(), cohort=60, sampling=None, rounds=2)
+        train(job, NumberedClients(60), runtime=Processes(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_spent_budget_is_refused_before_a_client_is_opened() -> None:

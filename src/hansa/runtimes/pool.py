@@ -28,6 +28,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import ConfigError, DataError, HansaError, SecretRoundVoid
 from hansa.core.job import Job, canonical
@@ -366,7 +368,8 @@ class PoolSession(Session, Generic[Handle]):
         if heard.error:
             return Failure(request.task, heard.error, heard.gone, WorkerError(heard.traceback))
         if len(heard.memory):
-            self._memories.save(request.task.client, request.task.memory, heard.memory)
+            owned = heard.memory.map(np.array)  # kept for long, and what hands tensors over is not to be held open
+            self._memories.save(request.task.client, request.task.memory, owned)
         self._up += heard.message.size_bytes
         self._compute += heard.seconds
         if request.task.kind == "train" and request.task.role == "worker":

@@ -7,20 +7,17 @@ Only JSON and safetensors files pass between them, never a pickled object; see `
 """
 
 import json
-import mmap
 import multiprocessing
 import os
-import secrets
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from hansa.core.checkpoint import buffers, open_bytes
 from hansa.core.data import Clients
 from hansa.core.errors import ConfigError, require
 from hansa.core.job import Job
@@ -28,7 +25,8 @@ from hansa.core.runtime import Memories, Runtime
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.runtimes.allocator import keep_freed_memory
 from hansa.runtimes.history import History
-from hansa.runtimes.pool import COHORT, Member, Performer, PoolSession, Report
+from hansa.runtimes.pool import COHORT, HELD_BYTES, Member, Performer, PoolSession, Report
+from hansa.runtimes.shared import Spare, Spares, borrow_tensors, read_tensors, write_tensors
 from hansa.runtimes.simulation import simulate
 
 
@@ -72,6 +70,7 @@ class ProcessSession(PoolSession[str]):
         super().__init__(job, clients, memories, count, cohort)
         shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(prefix="hansa-", dir=shared)
+        self._spares = Spares(2 * count, HELD_BYTES)  # a process writes one while the one before is added up
 
     def close(self) -> None:
         """Ends the processes and deletes the folder."""
@@ -79,13 +78,18 @@ class ProcessSession(PoolSession[str]):
         self._folder.cleanup()
 
     def _start(self) -> "_Child":
-        return _Child({**self._setup, "folder": self._folder.name})
+        return _Child({**self._setup, "folder": self._folder.name}, self._spares)
 
     def _write(self, tensors: Tensors) -> str:
-        return write_tensors(tensors, self._folder.name)
+        spare = self._spares.pop()
+        return write_tensors(tensors, self._folder.name, spare.path if spare is not None else "")
 
     def _delete(self, handle: str) -> None:
-        os.unlink(handle)
+        children = (member for member in self._members if isinstance(member, _Child) and member.request)
+        if any(handle in child.reads for child in children):  # for a task that is over
+            os.unlink(handle)
+        else:
+            self._spares.add(handle)
 
     def _hear(self) -> tuple[Member[str], Report | str]:
         busy = {member.pipe: member for member in self._members if isinstance(member, _Child) and member.request}
@@ -95,14 +99,22 @@ class ProcessSession(PoolSession[str]):
         except (EOFError, OSError):
             child.end()
             return child, f"exit code {child.process.exitcode}"
-        return child, Report.of(said, _taken)
+        return child, Report.of(said, child.given)
 
 
 class _Child(Member[str]):
-    """A worker process and the pipe to it."""
+    """A worker process and the pipe to it.
 
-    def __init__(self, setup: Mapping[str, Any]) -> None:
+    Args:
+      setup: what it is told when it starts.
+      spares: of which it is lent one for each message.
+    """
+
+    def __init__(self, setup: Mapping[str, Any], spares: Spares) -> None:
         super().__init__()
+        self._spares = spares
+        self._lent: Spare | None = None
+        self.reads: Collection[str] = ()  # the files of its last task
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, json.dumps(setup).encode()), daemon=True)
@@ -110,8 +122,18 @@ class _Child(Member[str]):
         theirs.close()
 
     def begin(self, asked: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        self.reads = inputs.values()
         with suppress(OSError):  # it died: the pipe says so again when it is read, and the task goes to another
-            self.pipe.send_bytes(json.dumps({**asked, "inputs": inputs}).encode())
+            if self._lent is not None:  # it was not written to: the task failed
+                self._spares.add(*self._lent)
+            self._lent = self._spares.pop()
+            spare = self._lent.path if self._lent is not None else ""
+            self.pipe.send_bytes(json.dumps({**asked, "inputs": inputs, "spare": spare}).encode())
+
+    def given(self, path: str) -> Tensors:
+        """What it wrote, which nobody else reads."""
+        mapping, self._lent = self._lent.mapping if self._lent is not None else None, None
+        return borrow_tensors(path, mapping, self._spares.add)
 
     def end(self) -> None:
         self.pipe.close()
@@ -125,39 +147,27 @@ def serve(pipe: Connection, setup: bytes) -> None:
     keep_freed_memory()
     given = json.loads(setup)
     performer = Performer(given["job"], given["clients"])
+    same = lru_cache(maxsize=2)(read_tensors)  # the model, and what of it is frozen: many tasks read them
     while True:
         try:
             asked = json.loads(pipe.recv_bytes())
         except (EOFError, KeyboardInterrupt):
             return
-        said = performer.step(
-            asked,
-            read=partial(_input, asked["inputs"]),
-            write=lambda tensors: write_tensors(tensors, given["folder"]),
-        )
-        pipe.send_bytes(json.dumps(said).encode())
+        pipe.send_bytes(json.dumps(_done(performer, asked, given["folder"], same)).encode())
 
 
-def write_tensors(tensors: Tensors, folder: str) -> str:
-    """Writes a safetensors file of a random name and gives its path."""
-    path = os.path.join(folder, secrets.token_hex(12))
-    with open(path, "xb") as file:
-        file.writelines(buffers(tensors))
-    return path
+def _done(
+    performer: Performer, asked: Mapping[str, Any], folder: str, same: Callable[[str], Tensors]
+) -> dict[str, Any]:
+    """What the performer says, whose message goes into the pages that were lent for it."""
+    paths, lent = asked["inputs"], [asked["spare"]]
 
+    def read(name: str) -> Tensors:
+        if name not in paths:
+            return EMPTY
+        return (same if name in ("down", "frozen") else read_tensors)(paths[name])
 
-def read_tensors(path: str) -> Tensors:
-    """The tensors of a file, mapped into memory; the pages live as long as the arrays."""
-    with open(path, "rb") as file:
-        return open_bytes(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))[0]
+    def write(tensors: Tensors) -> str:
+        return write_tensors(tensors, folder, lent.pop() if lent else "")
 
-
-def _input(paths: Mapping[str, str], name: str) -> Tensors:
-    return read_tensors(paths[name]) if name in paths else EMPTY
-
-
-def _taken(path: str) -> Tensors:
-    """The same, for a message that nobody else reads: the file goes, the mapping lives as long as the arrays."""
-    tensors = read_tensors(path)
-    os.unlink(path)
-    return tensors
+    return performer.step(asked, read, write)
