@@ -212,6 +212,25 @@ def build(
     run(job, out, identity, settings or [], config, include or [], check)
 
 
+@commands.command(rich_help_panel=PANEL)
+def graph(
+    job: JobFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.SVG|FILE.DOT", help="Default: DOT is printed.")
+    ] = None,
+    settings: Settings = None,
+    config: Config = None,
+    population: Annotated[int | None, typer.Option("--clients", metavar="N", help="Bind for so many clients.")] = None,
+) -> None:
+    """Draw what flows between the parties of a job in one round, each in a colour of its own.
+
+    Example:  hansa graph job.py --out flow.svg
+    """
+    from hansa.app.graph import graph as run
+
+    run(job, out, settings or [], config, population)
+
+
 @job.command("show")
 def job_show(
     job: Annotated[Path, typer.Argument(metavar="JOB.PY|BUNDLE", help="A job file, or an archive.")],
