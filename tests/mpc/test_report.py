@@ -59,7 +59,7 @@ def test_what_is_debugged_is_opened_to_all_and_in_the_report(caplog: pytest.LogC
             (report.parties, (2,)),
             (report.parties, ()),
         ]
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warned = [each.getMessage() for each in caplog.records if (each.name, each.levelname) == ("hansa.mpc", "WARNING")]
     assert len(warned) == 3 and all("test_report.py" in each and "shape (2,), ()" in each for each in warned)
     with pytest.raises(SecretError, match="works under `hansa mpc local --unsafe-debug` alone"):
         local(debugging)
