@@ -103,8 +103,8 @@ def draw(accuracy: np.ndarray, opened: np.ndarray, path: str) -> None:
     backdoors = [i for i in range(len(ATTACKS)) if not np.isnan(opened[:, i]).all()]
     names = list(ATTACKS)
     for axis, values, columns, title, colours in (
-        (axes[0], accuracy, names, f"accuracy on the test set, {F} of {N} clients lie", "viridis"),
-        (axes[1], opened[:, backdoors], [names[i] for i in backdoors], "backdoor opens", "viridis_r"),
+        (axes[0], accuracy, names, f"accuracy on the test set in %, {F} of {N} clients lie", "viridis"),
+        (axes[1], opened[:, backdoors], [names[i] for i in backdoors], "backdoor opens, in %", "viridis_r"),
     ):
         axis.imshow(values, vmin=0, vmax=1, cmap=colours, aspect="auto")
         axis.set_xticks(range(len(columns)), columns, fontsize=9)

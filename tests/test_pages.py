@@ -159,6 +159,14 @@ def private(_: Any) -> Given:
     return {"job": runpy.run_path(str(DOCS.parent / "examples" / "private_digits.py"))["job"]}
 
 
+def local_part(mesh: Any) -> Given:
+    session = hansa.mpc.Session(mesh)
+    weights = session.share(lambda: torch.ones(3, 1), owner="bank").requires_grad_()
+    others = session.share(lambda: torch.ones(3, 1), owner="shop")
+    own = {"features": torch.ones(8, 3), "labels": torch.ones(8, 1)} if mesh.me == "bank" else {}
+    return {"session": session, "weights": weights, "others": others, **own}
+
+
 def files_of_shares(mesh: Any) -> Given:
     """Written once, by the first party."""
     if mesh.me == "bank":
@@ -250,6 +258,7 @@ SETTINGS = {
     ("data.md", "One data set, many clients"): Setting(populations),
     ("design.md", "The front door"): Setting(front_door, COMPUTING),
     ("mpc.md", "Secret-shared learning"): Setting(loaders, COMPUTING),
+    ("mpc.md", "What a secret can do"): Setting(local_part, COMPUTING),
     ("mpc.md", "Data and results without a session"): Setting(files_of_shares, COMPUTING),
     ("privacy.md", "Privacy: what ε says here"): Setting(private),
     ("psi.md", "Private set intersection"): Setting(customers, OWNERS),
