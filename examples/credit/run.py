@@ -125,7 +125,9 @@ def draw(picture: str, labels: np.ndarray, curves: dict[str, np.ndarray]) -> Non
     order = sorted(zip(curves.items(), styles, strict=True), key=lambda pair: pair[0][0] == "together, on shares")
     for (name, scores), style in order:
         axes.plot(*roc_curve(labels, scores)[:2], label=f"{name} ({roc_auc_score(labels, scores):.3f})", **style)
-    axes.set(xlabel="share of the others that is flagged", ylabel="share of the well-off that is flagged", aspect="equal")
+    axes.set(
+        xlabel="share of the others that is flagged", ylabel="share of the well-off that is flagged", aspect="equal"
+    )
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(picture, dpi=120)
 
