@@ -138,6 +138,39 @@ def test_a_sum_over_shared_people_goes_to_the_owner_of_the_values(folder: Path) 
     assert json.loads((folder / "shop.jsonl").read_text().splitlines()[-1])["error"] == "DataError"
 
 
+@pytest.mark.parametrize("find", ["size", "sum", "unbalanced"])
+def test_what_is_less_than_rows_goes_on_after_an_owner_was_killed(folder: Path, find: str) -> None:
+    (folder / "bank.csv").write_text("id,age\n" + "".join(f"p{at},{at}\n" for at in range(2000)))
+    (folder / "shop.csv").write_text("customer,spent\n" + "".join(f"p{at},1\n" for at in range(1000, 3000)))
+    both = ["--find", find, "--learns", "shop", "--workers", "1"]
+    if find == "unbalanced":  # as many buckets as the others: its size is not to be chosen
+        (folder / "shop.csv").write_text("customer,spent\n" + "".join(f"p{at},1\n" for at in range(1000, 34_000)))
+    own = {"bank": list[str](), "shop": list[str]()}
+    if find == "unbalanced":
+        own, kept = {"bank": ["--prepared", "large"], "shop": ["--prepared", "tags"]}, ".shop-aligned.csv.psi"
+    elif find == "size":
+        both, kept = [*both, "--bucket-keys", "100"], ".shop.csv.psi-size"
+    else:
+        both, own["shop"], kept = [*both, "--bucket-keys", "100"], ["--values", "spent"], ".bank.csv.psi-sum"
+    done = folder / kept / "done-001.bin"
+    running = {name: start(folder, name, "--yes", *both, *more) for name, more in own.items()}
+    until = time.monotonic() + 60
+    while not done.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    running["shop"].kill()
+    running["shop"].communicate()
+    _, lost = running["bank"].communicate(timeout=60)
+    assert running["bank"].returncode == 24 and "'shop' was lost" in lost
+    assert done.exists()
+    said = run(folder, both=both, **own)["shop"]
+    assert said["rows" if find == "unbalanced" else "shared"] == 1000
+    assert said.get("sum", 1000) == 1000
+    lines = [json.loads(line) for line in (folder / "bank.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["began", "ended", "began", "ended"]
+    assert len({line["run"] for line in lines}) == 1, "it began anew"
+    assert not list(folder.glob(".*psi*")) and not list(folder.glob("large/run-*"))
+
+
 def test_a_small_table_is_looked_up_in_a_large_one_that_was_prepared_once(folder: Path) -> None:
     both = ["--find", "unbalanced", "--learns", "shop", "--cap", "100"]
     kept = ["--prepared", "tags"]
@@ -159,6 +192,7 @@ def test_a_small_table_is_looked_up_in_a_large_one_that_was_prepared_once(folder
         (["--find", "names"], "--find names does not exist: choose rows, unbalanced, size, sum."),
         (["--find", "size"], "shows its result to one owner: --learns NAME"),
         (["--find", "sum", "--learns", "bank", "--epsilon", "1"], "--epsilon belongs to --find size"),
+        (["--find", "size", "--learns", "bank", "--protocol", "fast"], "--protocol belongs to --find rows"),
         (["--least", "3"], "--least belongs to --find sum, not to --find rows"),
         (["--find", "size", "--learns", "bank", "--delta", "1e-6"], "--delta goes with --epsilon"),
         (["--find", "unbalanced", "--learns", "shop"], "--prepared FOLDER"),

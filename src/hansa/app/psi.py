@@ -5,8 +5,9 @@
     --find size         how many, and never which; with noise if that is asked for
     --find sum          the sum of one owner's column over those who are shared
 
-What each party learns is said and has to be accepted. A run for rows that was killed goes on when all start it again
-with the same command: entries and finished buckets are kept beside the result until it is written.
+What each party learns is said and has to be accepted. A run that was killed goes on when all start it again with the
+same command: entries and finished buckets are kept beside the result, or beside the table where nothing but a number
+comes out, until it is told.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from hansa.core.runtime import Mesh
 from hansa.runtimes.mesh import Parties, TlsMesh
 from hansa.vertical.psi import Audit, Keys, Prepared, cardinality, intersection_sum, look_up
 from hansa.vertical.psi.files import CsvTable, write_aligned, write_rows
-from hansa.vertical.psi.intersect import CAP, coordinate, intersect
+from hansa.vertical.psi.intersect import BUCKET_KEYS, CAP, coordinate, intersect
 from hansa.vertical.psi.lookup import QUERIES
 from hansa.vertical.psi.terms import Accept
 from hansa.vertical.psi.totals import DELTA, LEAST
@@ -43,7 +44,7 @@ class Wish:
       protocol, coordinator: of rows.
       learns: who learns the result; of rows all owners, else one.
       cap: the most keys that an owner enters; of `unbalanced`, the owner who learns.
-      bucket_keys: of rows.
+      bucket_keys: about how many keys are in memory; of `unbalanced`, while the large set is prepared.
       prepared: of `unbalanced`: the folder of the large set, or of its tags at the owner of the small one.
       epsilon, delta: noise on the size.
       values: the column to sum, at its owner.
@@ -86,9 +87,9 @@ class Wish:
 
 _OPTIONS = {
     "rows": ("protocol", "coordinator", "bucket_keys"),
-    "unbalanced": ("prepared",),
-    "size": ("epsilon", "delta"),
-    "sum": ("values", "least"),
+    "unbalanced": ("prepared", "bucket_keys"),
+    "size": ("epsilon", "delta", "bucket_keys"),
+    "sum": ("values", "least", "bucket_keys"),
 }
 
 
@@ -116,6 +117,15 @@ class _Side:
         if not self.out.absolute().parent.is_dir():
             raise ConfigError(f"--out={self.out}: its folder does not exist.")
         return self.out
+
+    def kept(self) -> Path:
+        """Where a run that has no file as its result is kept."""
+        table = self.table().path.absolute()
+        return table.with_name(f".{table.name}.psi-{self.wish.find}")
+
+    @property
+    def bucket_keys(self) -> int:
+        return BUCKET_KEYS if self.wish.bucket_keys is None else self.wish.bucket_keys
 
     @property
     def cap(self) -> int:
@@ -148,7 +158,7 @@ def psi(
 def _coordinate(side: _Side) -> None:
     wish = side.wish
     with side.link() as mesh:
-        coordinate(mesh, side.keys, accept=side.accept, cap=side.cap, **_of_rows(wish))
+        coordinate(mesh, side.keys, accept=side.accept, cap=side.cap, bucket_keys=side.bucket_keys, **_of_rows(wish))
     say("done: the owners have their result")
 
 
@@ -158,7 +168,7 @@ def _rows(side: _Side) -> None:
         found = intersect(
             mesh, lambda: table.keys(side.keys.columns), side.keys, coordinator=side.wish.coordinator or "",
             cap=side.cap, accept=side.accept, audit=side.audit, workers=side.workers, progress=bar.told,
-            folder=out.absolute().with_name(f".{out.name}.psi"), **_of_rows(side.wish),
+            folder=_beside(out), bucket_keys=side.bucket_keys, **_of_rows(side.wish),
         )  # fmt: skip
         cost = _cost(mesh, began)
     if found is None:
@@ -172,8 +182,12 @@ def _rows(side: _Side) -> None:
 
 
 def _of_rows(wish: Wish) -> dict[str, Any]:
-    given = {"protocol": wish.protocol, "bucket_keys": wish.bucket_keys}
-    return {"learns": wish.learns, **{name: value for name, value in given.items() if value is not None}}
+    return {"learns": wish.learns, **({} if wish.protocol is None else {"protocol": wish.protocol})}
+
+
+def _beside(out: Path) -> Path:
+    """Where a run is kept until its result is written."""
+    return out.absolute().with_name(f".{out.name}.psi")
 
 
 def _unbalanced(side: _Side, name: str) -> None:
@@ -181,10 +195,10 @@ def _unbalanced(side: _Side, name: str) -> None:
     cap = QUERIES if side.wish.cap is None else side.wish.cap
     if name == side.wish.learner:
         table, out, began = side.table(), side.result(), time.monotonic()
-        with side.link() as mesh:
+        with side.link() as mesh, _Bar() as bar:
             rows = look_up(
                 mesh, lambda: table.keys(side.keys.columns), side.keys, cap=cap, accept=side.accept,
-                kept=side.wish.prepared, audit=side.audit,
+                kept=side.wish.prepared, folder=_beside(out), audit=side.audit, progress=bar.told,
             )  # fmt: skip
             cost = _cost(mesh, began)
         write_rows(table, rows, out)
@@ -199,8 +213,9 @@ def _unbalanced(side: _Side, name: str) -> None:
         large = side.table()
         with _Bar() as bar:
             Prepared.make(
-                lambda: large.keys(side.keys.columns), side.keys, folder, workers=side.workers, progress=bar.told
-            )
+                lambda: large.keys(side.keys.columns), side.keys, folder, bucket_keys=side.bucket_keys,
+                workers=side.workers, progress=bar.told,
+            )  # fmt: skip
     made, began = Prepared.open(folder), time.monotonic()
     with side.link() as mesh:
         made.answer(mesh, cap=cap, accept=side.accept, audit=side.audit)
@@ -215,7 +230,7 @@ def _size(side: _Side) -> None:
         found = cardinality(
             mesh, lambda: table.keys(side.keys.columns), side.keys, learner=wish.learner, epsilon=wish.epsilon,
             delta=DELTA if wish.delta is None else wish.delta, cap=side.cap, accept=side.accept, audit=side.audit,
-            workers=side.workers, progress=bar.told,
+            folder=side.kept(), bucket_keys=side.bucket_keys, workers=side.workers, progress=bar.told,
         )  # fmt: skip
         cost = _cost(mesh, began)
     noise = {"epsilon": found.epsilon, "delta": found.delta} if found is not None and found.event else {}
@@ -236,7 +251,7 @@ def _sum(side: _Side) -> None:
         found = intersection_sum(
             mesh, lambda: table.keys(columns), side.keys, values=wish.values, holder=wish.learner,
             least=LEAST if wish.least is None else wish.least, cap=side.cap, accept=side.accept, audit=side.audit,
-            workers=side.workers, progress=bar.told,
+            folder=side.kept(), bucket_keys=side.bucket_keys, workers=side.workers, progress=bar.told,
         )  # fmt: skip
         cost = _cost(mesh, began)
     emit("psi", me=mesh.me, shared=found.count, sum=found.total, **cost)

@@ -1,9 +1,8 @@
 """Counts and sums of sets larger than memory: as those in memory, whoever is lost on the way, and only ever one."""
 
-import json
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 pytest.importorskip("coincurve")
 pytest.importorskip("gmpy2")
 
-from tests.vertical.psi.owners import each, names
+from tests.vertical.psi.owners import Play, begun, each, goes_on, left, lost_at, names, played, seconds
 
 from hansa.core.errors import DataError, HansaError, StateMismatch
 from hansa.core.sampling import Stream
 from hansa.crypto import curve
-from hansa.runtimes.mesh.local import LocalMesh, together
+from hansa.runtimes.mesh.local import LocalMesh
 from hansa.vertical.psi import Audit, Keys, entries, totals
 from hansa.vertical.psi.totals import cardinality, intersection_sum
 
@@ -43,45 +42,6 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries, "_HELD", 10)
 
 
-class Killed(Exception):
-    """Stands for kill -9."""
-
-
-class Mortal(LocalMesh):
-    """One party is killed when it has sent so many messages; all that is sent is kept."""
-
-    after: "tuple[str, int] | None" = None
-    sent: list[tuple[str, str, bytes]]
-
-    def send(self, to: str, tag: str, buffers: Any) -> None:
-        if self.after is not None and self.after == (self.me, len(self.sent)):
-            raise Killed
-        self.sent.append((self.me, tag, b"".join(bytes(each) for each in buffers)))
-        super().send(to, tag, buffers)
-
-
-Play = Callable[[LocalMesh], Any]
-Sent = dict[str, list[tuple[str, str, bytes]]]
-
-
-def played(play: Play, after: tuple[str, int] | None = None) -> tuple[dict[str, Any], Sent]:
-    """What each party ended with, an error or a result, and sent."""
-    meshes, ends = Mortal.of(TWO), dict[str, Any]()
-    for mesh in meshes:
-        assert isinstance(mesh, Mortal)
-        mesh.sent, mesh.after = [], after
-
-    def run(mesh: LocalMesh) -> None:
-        try:
-            ends[mesh.me] = play(mesh)
-        except (Killed, HansaError) as error:
-            ends[mesh.me] = error
-            mesh.leave()
-
-    together(meshes, run)
-    return ends, {mesh.me: mesh.sent for mesh in meshes if isinstance(mesh, Mortal)}
-
-
 def count(folder: Path, **options: Any) -> Play:
     audit = {me: Audit(folder / f"{me}.jsonl") for me in TWO}
     return lambda mesh: cardinality(
@@ -96,14 +56,6 @@ def total(folder: Path, **options: Any) -> Play:
         mesh, TABLES[mesh.me], Keys("id"), values="spent" if mesh.me == "shop" else None, holder="shop",
         folder=folder / mesh.me, audit=audit[mesh.me], **{"least": 2, **ONE, **options},
     )  # fmt: skip
-
-
-def runs(folder: Path, me: str) -> set[str]:
-    return {json.loads(line)["run"] for line in (folder / f"{me}.jsonl").read_text().splitlines()}
-
-
-def left(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 keys = st.sets(st.integers(0, 60), min_size=1, max_size=45)
@@ -147,52 +99,13 @@ def test_a_sum_in_buckets_is_exact(shop: dict[int, int], bucket_keys: int) -> No
     assert found == {"shop": totals.Total(len(shared), sum(shared)), "bank": totals.Total(len(shared))}
 
 
-def goes_on(play: Callable[[Path], Play], folder: Path, places: Callable[[str, list[str]], Sequence[int]]) -> None:
-    """Kills either party before some of its messages, in turn: the next start ends with the whole result."""
-    whole, sent = played(play(folder / "whole"))
-    for me, messages in sent.items():
-        for at in places(me, [tag for _, tag, _ in messages]):
-            place = folder / f"{me}-{at}"
-            place.mkdir()
-            ends, before = played(play(place), after=(me, at))
-            assert isinstance(ends[me], Killed)
-            assert all(isinstance(end, (Killed, HansaError)) for end in ends.values()), "a partial result"
-            ended, after = played(play(place))
-            assert ended == whole, f"killed before message {at} of {me}: {messages[at][1]}"
-            assert left(place) == []
-            assert len(runs(place, me)) == 1, "it began anew"
-            for tag, most in (("psi points", 2), ("psi tags", 2)):
-                uninterrupted = [raw for _, name, raw in messages if name == tag]
-                both = [raw for _, name, raw in before[me] + after[me] if name == tag]
-                assert len(set(both)) <= len(uninterrupted), f"another {tag} was sent after the loss"
-                assert len(both) <= len(uninterrupted) + most, "what was done was done again"
-
-
-def begun(tags: list[str]) -> range:
-    return range(tags.index("psi resume") + 1, len(tags))
-
-
 def test_a_count_goes_on_wherever_an_owner_was_lost(tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    goes_on(lambda folder: count(folder, bucket_keys=16), tmp_path, lambda me, tags: begun(tags))
+    goes_on(TWO, lambda folder: count(folder, bucket_keys=16), tmp_path, begun)
 
 
 def test_a_sum_goes_on_wherever_an_owner_was_lost(tmp_path: Path) -> None:
-    """Before the second of each kind of message, or its only one."""
-
-    def places(me: str, tags: list[str]) -> list[int]:
-        return sorted({[at for at, name in enumerate(tags) if name == tag][:2][-1] for tag in set(tags[3:])})
-
-    (tmp_path / "whole").mkdir()
-    goes_on(lambda folder: total(folder, bucket_keys=20), tmp_path, places)
-    assert played(total(tmp_path / "whole"))[0] == {"shop": totals.Total(20, SUM), "bank": totals.Total(20)}
-
-
-def lost_at(play: Play, me: str, tag: str, which: int = 0) -> dict[str, Any]:
-    """How both end if one is killed before its message of this tag."""
-    _, sent = played(play)
-    at = [index for index, (_, name, _) in enumerate(sent[me]) if name == tag][which]
-    return played(play, after=(me, at))[0]
+    goes_on(TWO, lambda folder: total(folder, bucket_keys=20), tmp_path, seconds)
+    assert played(TWO, total(tmp_path / "whole"))[0] == {"shop": totals.Total(20, SUM), "bank": totals.Total(20)}
 
 
 def test_noise_is_drawn_once_whatever_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,28 +123,28 @@ def test_noise_is_drawn_once_whatever_is_lost(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(totals, "noise_law", Spied)
     play = count(tmp_path, epsilon=0.02, delta=1e-3, bucket_keys=60)
-    lost_at(play, "shop", "psi tags", 2)
-    ends, _ = played(play)
+    lost_at(TWO, play, "shop", "psi tags", 2)
+    ends, _ = played(TWO, play)
     _, lost, resumed = drawn  # the first is of the run in which the place was looked for
     assert lost == resumed and ends["bank"].count == 20 + lost
 
 
 def test_another_noisy_count_is_not_begun_while_one_may_have_been_shown(tmp_path: Path) -> None:
     play = count(tmp_path, epsilon=1.0, delta=1e-3)
-    lost_at(play, "shop", "psi tags", 1)
+    lost_at(TWO, play, "shop", "psi tags", 1)
     for path in (tmp_path / "bank").iterdir():
         path.unlink()
-    ends, _ = played(play)
+    ends, _ = played(TWO, play)
     assert isinstance(ends["shop"], StateMismatch) and "may have shown its result to 'bank'" in str(ends["shop"])
     assert not isinstance(ends["bank"], totals.Cardinality)
 
 
 def test_a_noisy_count_of_which_nothing_was_shown_begins_anew(tmp_path: Path) -> None:
     play = count(tmp_path, epsilon=1.0, delta=1e-3)
-    lost_at(play, "shop", "psi points", 1)
+    lost_at(TWO, play, "shop", "psi points", 1)
     for path in (tmp_path / "bank").iterdir():
         path.unlink()
-    ends, _ = played(play)
+    ends, _ = played(TWO, play)
     assert isinstance(ends["bank"], totals.Cardinality)
 
 
@@ -239,10 +152,10 @@ def test_a_noisy_count_of_which_nothing_was_shown_begins_anew(tmp_path: Path) ->
 def test_a_table_or_a_value_that_changed_meanwhile_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
 ) -> None:
-    lost_at(total(tmp_path), "shop", "psi points", 2)
+    lost_at(TWO, total(tmp_path), "shop", "psi points", 2)
     changed = {**TABLES["shop"], column: [*TABLES["shop"][column][:-1], "nobody" if column == "id" else 7.0]}
     monkeypatch.setitem(TABLES, "shop", changed)
-    ends, _ = played(total(tmp_path))
+    ends, _ = played(TWO, total(tmp_path))
     assert isinstance(ends["shop"], StateMismatch) and "the table changed since" in str(ends["shop"])
     assert isinstance(ends["bank"], HansaError)
 
@@ -251,17 +164,17 @@ def test_who_enters_other_keys_after_a_loss_has_the_result_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play = count(tmp_path)
-    lost_at(play, "bank", "psi from", 3)
+    lost_at(TWO, play, "bank", "psi from", 3)
     for path in (tmp_path / "bank").glob("done-*"):
         path.unlink()
     monkeypatch.setitem(TABLES, "bank", {"id": names(40, 90)})
     monkeypatch.setattr("hansa.vertical.psi.state.State.check", lambda *given: None)
-    ends, _ = played(play)
+    ends, _ = played(TWO, play)
     assert ends["bank"] == totals.Cardinality(20), "it learnt something of the keys that it entered later"
 
 
 def test_too_few_for_a_sum_ends_the_run(tmp_path: Path) -> None:
-    ends, _ = played(total(tmp_path, least=21))
+    ends, _ = played(TWO, total(tmp_path, least=21))
     assert all(isinstance(end, DataError) and "20 keys are shared" in str(end) for end in ends.values())
     assert left(tmp_path) == []
 

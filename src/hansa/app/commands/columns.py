@@ -59,7 +59,7 @@ def psi_(
         int | None, typer.Option("--cap", metavar="N", help="The most keys that an owner may enter, or ask about.")
     ] = None,
     bucket_keys: Annotated[
-        int | None, typer.Option("--bucket-keys", metavar="N", help="Rows: about how many keys are in memory.")
+        int | None, typer.Option("--bucket-keys", metavar="N", help="About how many keys are in memory.")
     ] = None,
     prepared: Annotated[
         Path | None,

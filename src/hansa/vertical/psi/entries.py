@@ -101,8 +101,13 @@ class Entries:
 
     def bucket(self, number: int, buckets: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The digests and rows of one bucket of a power of two of them; no digest twice."""
+        return parts_of(self.bins(*self.span(number, buckets)))
+
+    @staticmethod
+    def span(number: int, buckets: int) -> tuple[int, int]:
+        """The first bin of a bucket, and that after its last."""
         each = BINS // buckets
-        return parts_of(self.bins(number * each, (number + 1) * each))
+        return number * each, (number + 1) * each
 
     def bins(self, low: int, high: int) -> NDArray[np.uint8]:
         """The records of some bins."""

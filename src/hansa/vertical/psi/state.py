@@ -25,7 +25,15 @@ from hansa.vertical.psi.tags import Match
 from hansa.vertical.psi.terms import Session
 
 _NOTHING = bytes(32)
-_RESULTS = ("done-*.bin", "note-*.json", "values-*.bin", ".done-*", ".note-*", ".state*")  # also of half a write
+_RESULTS = (
+    "done-*.bin",
+    "note-*.json",
+    "values-*.bin",
+    "tags-*",
+    ".done-*",
+    ".note-*",
+    ".state*",
+)  # also of half a write
 _ENTRIES = ("keys-*.bin", "order-*.bin")
 SHOWN = "shown"
 
@@ -93,6 +101,14 @@ class State:
             )
         self.start(session.salt, session.terms.digest(), fingerprint)
         return session, list(range(buckets))
+
+    def resumed(self, terms: bytes) -> bytes:
+        """The salt of the interrupted run of these terms, whose secret is taken over; empty if there is none."""
+        kept = self.kept()
+        if kept is None or kept["terms"] != terms.hex():
+            return b""
+        self.secret = bytes.fromhex(kept["secret"])
+        return bytes.fromhex(kept["salt"])
 
     def start(self, salt: bytes, terms: bytes, fingerprint: bytes) -> None:
         """Begins anew: what was kept of another run is deleted."""

@@ -46,7 +46,7 @@ class Match:
 
 def meet(mine: Tags, theirs: Tags) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The places of equal tags in two sets, each without repetition: in `mine` and in `theirs`, by ascending tag."""
-    words = np.concatenate([_words(mine), _words(theirs)])
+    words = np.concatenate([words_of(mine), words_of(theirs)])
     # Eight bytes decide nearly always: they are sorted alone, and runs of more than two are looked at one by one.
     order = np.argsort(words[:, 0])
     head, tail = words[order, 0], words[order, 1]
@@ -68,14 +68,14 @@ def meet(mine: Tags, theirs: Tags) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 def repeats(tags: Tags) -> bool:
     """Whether a tag occurs twice."""
-    words = _words(tags)
+    words = words_of(tags)
     order = order_of(words)
     return bool((words[order[1:]] == words[order[:-1]]).all(axis=1).any())
 
 
 def ascending(tags: Tags) -> NDArray[np.int64]:
     """The order in which tags ascend."""
-    return order_of(_words(tags))
+    return order_of(words_of(tags))
 
 
 def order_of(words: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -85,13 +85,20 @@ def order_of(words: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.lexsort((words[:, 1], words[:, 0])) if (head[1:] == head[:-1]).any() else order
 
 
+def strictly_ascending(tags: Tags) -> bool:
+    """Whether each tag is above the one before it."""
+    words = words_of(tags)
+    (low, low_rest), (high, high_rest) = words[:-1].T, words[1:].T
+    return bool(((low < high) | ((low == high) & (low_rest < high_rest))).all())
+
+
 def shuffled(count: int) -> NDArray[np.int64]:
     """A secret permutation, from the operating system's randomness."""
     order: NDArray[np.int64] = np.argsort(np.frombuffer(os.urandom(8 * count), np.uint64))
     return order
 
 
-def _words(tags: Tags) -> NDArray[np.uint64]:
+def words_of(tags: Tags) -> NDArray[np.uint64]:
     """Two big-endian words for each tag, so that they compare as its bytes do."""
     whole = np.zeros((len(tags), 16), np.uint8)
     whole[:, : tags.shape[1]] = tags
