@@ -104,7 +104,7 @@ def test_training_stops_where_the_loss_on_rows_kept_out_does_not_fall(loss: str)
 
 
 def test_what_shares_cannot_do_is_refused() -> None:
-    with pytest.raises(ConfigError, match="sort secret gradients"):
+    with pytest.raises(ConfigError, match="no row can be dropped unless it is shown which ones have large gradients"):
         SharedBoosting(labels_at=BANK, goss=(0.1, 0.1))
     tables, labels = owners(30)
     strange = {**tables, SHOP: replace(tables[SHOP], alignment=bytes([1]) * 32)}

@@ -46,9 +46,10 @@ class SharedBoosting(Boosting):
     Args:
       labels_at: the owner of the labels.
 
-    The other settings are those of `hansa.algorithms.trees.Boosting`, but that there is no `goss`, which would have to
-    sort secret gradients; there are at most 32,768 rows. With `validation` all know which rows are kept out, and the
-    labels' owner is shown the loss on them after each round; with `patience` all are told which round was best.
+    The other settings are those of `hansa.algorithms.trees.Boosting`, but that there is no `goss`, which saves nothing
+    where nobody may know which rows it drops (docs/boosting.md says why); there are at most 32,768 rows. With
+    `validation` all know which rows are kept out, and the labels' owner is shown the loss on them after each round;
+    with `patience` all are told which round was best.
     """
 
     labels_at: str
@@ -70,7 +71,11 @@ class SharedBoosting(Boosting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.goss is None, f"goss={self.goss}: it would have to sort secret gradients; leave it out.")
+        fault = (
+            f"goss={self.goss}: on shares no row can be dropped unless it is shown which ones have large gradients, and "
+            "secret weights on all rows save nothing; leave it out, or use EncryptedBoosting."
+        )
+        require(self.goss is None, fault)
 
     def fit(
         self, session: Session, table: AlignedTable | None, labels: Any = None, *,
