@@ -37,6 +37,7 @@ NOT_RUN = {  # a page, or one of its headings: why
     ("tutorial.md", ""): "its blocks are files, which tests/app/test_pages.py runs",
     ("cli.md", "The job file"): "an outline, with `...` for what a job is",
     ("data.md", "Tasks"): "an hour of training",
+    ("design.md", "The front door"): "the README's example and the first of mpc.md, which run",
     ("ray.md", "On a cluster"): "needs a cluster; tests/runtimes/test_ray.py starts one",
 }
 SHORTER = {  # numbers that say how long something takes, and no more
@@ -47,7 +48,6 @@ SHORTER = {  # numbers that say how long something takes, and no more
         "trees=20": "trees=2",
         "rounds=20 * 4": "rounds=2 * 4",
     },
-    "design.md": {"rounds=50": "rounds=2"},
     "transfer.md": {"steps=60": "steps=2"},
 }
 Given = dict[str, Any]
@@ -75,7 +75,7 @@ def modules() -> Given:
     algorithm, model = hansa.FedAvg(hansa.LocalWork(lr=0.1, epochs=1)), hansa.LogisticModel(inputs=64, classes=10)
     pipeline = hansa.Pipeline([hansa.WeightedMean()], hansa.Sum())
     job = hansa.Job(model=model, algorithm=algorithm, pipeline=pipeline, cohort=4, rounds=2)
-    made = {"job": job, "clients": clients, "model": model, "algorithm": algorithm, "net": network}
+    made = {"job": job, "clients": clients, "model": model, "algorithm": algorithm}
     return {**made, **given_modules()}
 
 
@@ -84,10 +84,6 @@ def given_modules() -> Given:
     return {
         "hansa": hansa, "np": np, "torch": torch, "nn": torch.nn, "F": functional, "functools": functools, "Path": Path
     }  # fmt: skip
-
-
-def network() -> Any:
-    return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
 
 
 def populations(_: Any) -> Given:
@@ -151,20 +147,8 @@ def loaders(_: Any) -> Given:
     }
 
 
-def front_door(mesh: Any) -> Given:
-    return modules() | loaders(mesh)
-
-
 def private(_: Any) -> Given:
     return {"job": runpy.run_path(str(DOCS.parent / "examples" / "private_digits.py"))["job"]}
-
-
-def local_part(mesh: Any) -> Given:
-    session = hansa.mpc.Session(mesh)
-    weights = session.share(lambda: torch.ones(3, 1), owner="bank").requires_grad_()
-    others = session.share(lambda: torch.ones(3, 1), owner="shop")
-    own = {"features": torch.ones(8, 3), "labels": torch.ones(8, 1)} if mesh.me == "bank" else {}
-    return {"session": session, "weights": weights, "others": others, **own}
 
 
 def files_of_shares(mesh: Any) -> Given:
@@ -256,9 +240,7 @@ SETTINGS = {
     ("boosting.md", "People of several owners"): Setting(owners_of_rows),
     ("boosting.md", "One decision tree, by counts"): Setting(weather),
     ("data.md", "One data set, many clients"): Setting(populations),
-    ("design.md", "The front door"): Setting(front_door, COMPUTING),
     ("mpc.md", "Secret-shared learning"): Setting(loaders, COMPUTING),
-    ("mpc.md", "What a secret can do"): Setting(local_part, COMPUTING),
     ("mpc.md", "Data and results without a session"): Setting(files_of_shares, COMPUTING),
     ("privacy.md", "Privacy: what ε says here"): Setting(private),
     ("psi.md", "Private set intersection"): Setting(customers, OWNERS),

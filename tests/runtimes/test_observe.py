@@ -15,7 +15,7 @@ import pytest
 
 from hansa.core.checkpoint import Checkpoint
 from hansa.core.errors import ConfigError, MissingExtra
-from hansa.core.job import Job
+from hansa.core.job import Evaluation, Job
 from hansa.core.pipeline import Pipeline
 from hansa.core.train import Record
 from hansa.runtimes.local import train
@@ -137,6 +137,25 @@ def test_early_stopping_counts_measurements_without_improvement(
             stopped = round + 1
             break
     assert stopped == stops_after
+
+
+def test_early_stopping_knows_from_the_name_or_the_job_whether_more_is_better() -> None:
+    def stops(metric: str, maximise: bool, values: list[float]) -> bool:
+        stopping = EarlyStopping(metric, patience=2)
+        stopping.begin(job(evaluation=Evaluation(central=lambda _: {}, best="score", maximise=maximise)), "run", [])
+        rounds = [dataclasses.replace(record(at), central={metric: value}) for at, value in enumerate(values)]
+        try:
+            for each in rounds:
+                stopping(each)
+        except StopTraining:
+            return True
+        return False
+
+    rising, falling = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]
+    assert (stops("accuracy", False, rising), stops("accuracy", False, falling)) == (False, True)
+    assert (stops("test_loss", True, rising), stops("test_loss", True, falling)) == (True, False)
+    for maximise in (True, False):  # of the job's own best metric
+        assert (stops("score", maximise, rising), stops("score", maximise, falling)) == (not maximise, maximise)
 
 
 def test_early_stopping_ends_a_run_and_stops_at_the_same_round_when_it_was_killed_before() -> None:

@@ -63,7 +63,7 @@ def simulate(
     loaded = job_of(module, given)
     people = clients_of(module, clients)
     loaded.check(len(people))
-    options["observe"] += [*ends(loaded, target, stop_after)]
+    options["observe"] += [*ends(target, stop_after)]
     if best and not loaded.evaluation.best:
         raise ConfigError("--best, but the job keeps none: name its metric, as in Evaluation(data=..., best='loss').")
     if state is None:
@@ -110,10 +110,9 @@ def log_to(path: Path) -> Observer:
     return CsvLog(path) if path.suffix == ".csv" else ParquetLog(path)
 
 
-def ends(job: Job, target: str | None, stop_after: str | None) -> Iterator[Observer]:
+def ends(target: str | None, stop_after: str | None) -> Iterator[Observer]:
     """The observers that `--target` and `--stop-after` ask for; ConfigError if one of them cannot be read."""
     from hansa.runtimes.observe.early_stopping import EarlyStopping
-    from hansa.runtimes.observe.metric import more_is_better
     from hansa.runtimes.observe.target import Target
 
     if target is not None:
@@ -123,7 +122,7 @@ def ends(job: Job, target: str | None, stop_after: str | None) -> Iterator[Obser
         name, value = _pair("--stop-after", stop_after, "loss=5")
         if value < 1 or value != int(value):
             raise ConfigError(f"--stop-after {stop_after}: give a whole number of evaluations, 1 or more.")
-        yield EarlyStopping(name, patience=int(value), maximise=more_is_better(name, job))
+        yield EarlyStopping(name, patience=int(value))
 
 
 def _pair(option: str, text: str, example: str) -> tuple[str, float]:

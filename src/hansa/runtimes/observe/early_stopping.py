@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hansa.core.errors import require
 from hansa.core.job import Job
 from hansa.core.train import Record
-from hansa.runtimes.observe.metric import check_metric, metric_of
+from hansa.runtimes.observe.metric import check_metric, improves_upwards, metric_of, more_is_better
 from hansa.runtimes.observe.observer import Observer, StopTraining
 
 
@@ -18,7 +18,7 @@ class EarlyStopping(Observer):
       patience: measurements without improvement after which the run ends, ≥ 1. Rounds without an evaluation do not
         count.
       minimum_change: how much better is better, in the unit of the metric, ≥ 0.
-      maximise: whether more is better.
+      maximise: whether more is better; None asks the job's evaluation, then the metric's name.
 
     Guarantees:
       A run that was killed and resumed stops at the same round. A stopped run that is resumed with the same observer
@@ -28,20 +28,23 @@ class EarlyStopping(Observer):
       ConfigError: the job does not measure the metric, or a value is out of its range.
     """
 
-    def __init__(self, metric: str, *, patience: int, minimum_change: float = 0.0, maximise: bool = False) -> None:
+    def __init__(
+        self, metric: str, *, patience: int, minimum_change: float = 0.0, maximise: bool | None = None
+    ) -> None:
         require(patience >= 1, f"patience={patience}: at least one measurement without improvement.")
         require(minimum_change >= 0, f"minimum_change={minimum_change}: it may not be negative.")
         self.metric, self.patience, self.minimum_change, self.maximise = metric, patience, minimum_change, maximise
         self._job: Job | None = None
-        self._restart()
+        self._restart(improves_upwards(metric))
 
-    def _restart(self) -> None:
-        self.best, self.best_round, self.waited = -math.inf if self.maximise else math.inf, -1, 0
+    def _restart(self, by_default: bool) -> None:
+        self._upwards = by_default if self.maximise is None else self.maximise
+        self.best, self.best_round, self.waited = -math.inf if self._upwards else math.inf, -1, 0
 
     def begin(self, job: Job, run: str, records: Sequence[Record]) -> None:
         """Looks at the rounds before, as if it had been there."""
         self._job = job
-        self._restart()
+        self._restart(more_is_better(self.metric, job))
         for record in records:
             self(record)
 
@@ -52,7 +55,7 @@ class EarlyStopping(Observer):
         value = metric_of(record, self.metric)
         if value is None:
             return
-        gain = value - self.best if self.maximise else self.best - value
+        gain = value - self.best if self._upwards else self.best - value
         if gain > self.minimum_change:  # false for NaN
             self.best, self.best_round, self.waited = value, record.round, 0
             return

@@ -29,6 +29,11 @@ def more_is_better(name: str, job: Job) -> bool:
     """Whether more of a metric is better: as the job's evaluation says, else by its name."""
     if name.rpartition(".")[2] == job.evaluation.best:
         return job.evaluation.maximise
+    return improves_upwards(name)
+
+
+def improves_upwards(name: str) -> bool:
+    """Whether more of a metric is better, by its name alone."""
     return not any(word in name.lower() for word in ("loss", "error", "perplexity", "mse", "mae"))
 
 
