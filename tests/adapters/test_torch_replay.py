@@ -10,8 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
-from hansa.adapters import torch_plans, torch_replay  # noqa: E402
+from hansa.adapters import torch_native, torch_plans, torch_replay  # noqa: E402
 from hansa.adapters.torch import LOOPS, TorchModel  # noqa: E402
 from hansa.adapters.torch_trace import Step  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
@@ -170,6 +171,43 @@ def test_a_replay_that_differs_from_the_plain_loop_is_not_used(monkeypatch, capl
     with caplog.at_level(logging.INFO, "hansa.plan"):
         assert fit(replace(plain, loop="replay"), asked).params == fit(plain, asked).params
     assert "replayed, '0.weight' differs from the plain loop" in caplog.text
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_results_with_memory_of_their_own_are_the_same_bits(net, monkeypatch):
+    model = TorchModel(net, F.cross_entropy, loop="replay")
+    asked = LocalWork(lr=0.05, steps=5, batch_size=10)
+    own = fit(model, asked, net in (lstm, gru))
+    monkeypatch.setattr(torch_native, "SMALL", -1)
+    made = fit(replace(model), asked, net in (lstm, gru))  # a model of its own, which writes its loop anew
+    assert own.params == made.params and own.metrics == made.metrics
+
+
+def test_a_loop_stores_what_each_step_gives_whatever_reads_or_changes_it():
+    def step(kept, x):
+        product = torch.mm(x, kept)
+        turned = product.t() + 1.0
+        noise = torch.zeros(2, 2)
+        noise.add_(turned).relu_()
+        low, at = torch.max(product, 1)
+        kept.add_(turned, alpha=0.1)
+        return [product, turned.t(), noise, low, at, product]
+
+    torch.manual_seed(0)
+    kept, column = torch.randn(2, 2), torch.randn(4, 2, 2)
+    graph = make_fx(step)(kept.clone(), column[0]).graph
+    first, batch = (node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(batch):
+        rate = graph.placeholder("rate")
+    given = list(graph.output_node().args[0])
+    loop = torch_native.native_loop(graph, [first], [batch], rate, given)
+    stores = [torch.empty((4, *one.meta["val"].shape), dtype=one.meta["val"].dtype) for one in given]
+    native = kept.clone()
+    loop([native], [column], 0.0, stores)
+    for at in range(4):
+        for store, wanted in zip(stores, step(kept, column[at]), strict=True):
+            assert torch.equal(store[at], wanted)
+    assert torch.equal(native, kept)
 
 
 @pytest.mark.parametrize("net", [mlp, convolutions, lstm, attention])

@@ -6,9 +6,12 @@
         for i in steps:   x ← columns[i];   one step, in place;   losses[i], outputs[i] ← what it gave
 
 The IR is written straight from the graph that `make_fx` traced, so nothing is scripted, and nothing is compiled. What
-depends on no batch (constants, transposes of weights that change in place) is lifted out of the loop.
+depends on no batch (constants, transposes of weights that change in place) is lifted out of the loop. Small results are
+written to the same memory at every step, or straight to where they are stored: that saves making them, and views of
+them are lifted too. A step of a small network is some forty calls of a microsecond or two, so each that goes counts.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +24,10 @@ from hansa.core.errors import ConfigError
 ATEN = torch.ops.aten
 VIEWS = (
     ATEN.t.default, ATEN.view.default, ATEN.transpose.int, ATEN.permute.default, ATEN.expand.default,
-    ATEN.unsqueeze.default, ATEN.squeeze.dim, ATEN._unsafe_view.default,
+    ATEN.unsqueeze.default, ATEN.squeeze.dim,
 )  # fmt: skip
 CONSTANTS = (ATEN.ones.default, ATEN.zeros.default, ATEN.full.default)
+SMALL = 1 << 16  # bytes of a result that gets memory of its own for the whole loop
 Loop = Callable[..., None]
 _DTYPES = {
     torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4, torch.float16: 5, torch.float32: 6,
@@ -53,22 +57,22 @@ def native_loop(graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate:
     Raises:
       Untraceable: an argument that the IR cannot hold.
     """
-    writer = _Writer(kept, batch, rate)
+    writer = _Writer(kept, batch, rate, results)
     for node in graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
             writer.call(node)
         elif node.op == "get_attr":
             raise Untraceable(f"the step holds the constant tensor '{node.target}'")
-    text = writer.text(results)
+    text = writer.text()
     try:
         function = torch._C._create_function_from_graph("hansa_local_loop", torch._C.parse_ir(text))
     except RuntimeError as error:
         raise Untraceable(f"PyTorch does not take the step's IR: {str(error).splitlines()[0]}") from error
 
     def run(tensors: Sequence[Any], columns: Sequence[Any], rate: float, stores: Sequence[Any]) -> None:
-        # Nothing here is for autograd, so its dispatch is left out; grad mode is on all the same, since LSTM kernels
-        # keep what their backward needs only if it is.
-        with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+        # Nothing here is for autograd, so its dispatch is left out, with its count of changes and views; grad mode is
+        # on all the same, since LSTM kernels keep what their backward needs only if it is.
+        with torch.enable_grad(), torch._C._AutoDispatchBelowADInplaceOrView():
             function(*columns, float(rate), len(columns[0]), *stores, *tensors)
 
     return run
@@ -80,15 +84,52 @@ def writes(node: Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
+@functools.cache
+def _takes_places(target: Any, device: str) -> bool:
+    """Whether a call can write what it gives to tensors it is handed. Where the device has no kernel for that, it
+    would give what it always does, and copy.
+    """
+    others = [getattr(target.overloadpacket, name) for name in target.overloadpacket.overloads()]
+    like = [one for one in others if one._schema.is_mutable and _taken(one) == _taken(target)]
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(one.name(), device.upper()) for one in like)
+
+
+def _taken(target: Any) -> list[tuple[str, str]]:
+    return [(one.name, str(one.type)) for one in target._schema.arguments if not one.is_out]
+
+
+def _outputs(node: Node) -> list[list[Node]]:
+    """The nodes that stand for each of the things a call gives: itself, or the items that are read of several."""
+    returns = node.target._schema.returns
+    if [str(one.type) for one in returns] == ["Tensor"]:
+        return [[node]]
+    items: list[list[Node]] = [[] for _ in (node.meta["val"] if returns else ())]
+    for user in node.users:
+        if user.target is not operator.getitem:
+            raise Untraceable(f"{node.target} is used whole")
+        items[user.args[1]].append(user)
+    return items
+
+
+def _given_back(schema: Any) -> int | None:
+    """The place of the argument that a call changes and gives back, as `relu_` does."""
+    aliases = [one.alias_info for one in schema.returns]
+    if len(aliases) != 1 or aliases[0] is None or not aliases[0].is_write:
+        return None
+    of = [None if one.alias_info is None else one.alias_info.before_set for one in schema.arguments]
+    return of.index(aliases[0].before_set)
+
+
 class _Writer:
     """Collects the lines of the IR: constants and what is lifted, and the body of the loop."""
 
-    def __init__(self, kept: Sequence[Node], batch: Sequence[Node], rate: Node) -> None:
-        self._kept, self._batch = kept, batch
+    def __init__(self, kept: Sequence[Node], batch: Sequence[Node], rate: Node, results: Sequence[Node]) -> None:
+        self._kept, self._batch, self._results = kept, batch, results
         self._names: dict[Node, str] = {node: f"%kept{i}" for i, node in enumerate(kept)}
         self._names |= {node: f"%batch{i}" for i, node in enumerate(batch)}
         self._names[rate] = "%rate"
-        self._still = set(kept)  # nodes with the same value, or the same memory, at every step
+        self._still = {self._names[node] for node in kept}  # with the same value, or the same memory, at every step
+        self._stored: set[int] = set()  # results that are written straight to where they are stored
         self._constants: dict[tuple[str, str], str] = {}
         self._before: list[str] = []
         self._body: list[str] = []
@@ -97,32 +138,53 @@ class _Writer:
 
     def call(self, node: Node) -> None:
         schema = node.target._schema
-        lifted = node.target in VIEWS and all(n in self._still for n in node.all_input_nodes)
+        lifted = node.target in VIEWS and all(self._names[n] in self._still for n in node.all_input_nodes)
         lifted |= node.target in CONSTANTS and not any(writes(user) and user.args[0] is node for user in node.users)
         lines = self._before if lifted else self._body
         values = [self._argument(node, i, argument, lines) for i, argument in enumerate(schema.arguments)]
-        call = f"{schema.name}({', '.join(values)})"
-        if lifted:
-            self._still.add(node)
+        outputs = _outputs(node)
+        places = [] if lifted else self._places(node, outputs)
+        call = f"{schema.name}({', '.join([*values, *places])})"
         types = [str(one.type) for one in schema.returns]
-        if not types:
-            lines.append(call)
-            return
-        if types == ["Tensor"]:
-            self._names[node] = f"%{node.name}"
-            lines.append(f"%{node.name} : Tensor = {call}")
-            return
         if types == ["List[Tensor]"]:
             lines.append(f"%{node.name}_list : Tensor[] = {call}")
-            types, call = ["Tensor"] * len(node.meta["val"]), f"prim::ListUnpack(%{node.name}_list)"
-        if set(types) != {"Tensor"}:
+            types, call = ["Tensor"] * len(outputs), f"prim::ListUnpack(%{node.name}_list)"
+        if set(types) - {"Tensor"}:
             raise Untraceable(f"{schema.name} returns {types}")
-        outputs = [f"%{node.name}_out{i}" for i in range(len(types))]
-        for user in node.users:
-            if user.target is not operator.getitem:
-                raise Untraceable(f"{schema.name} is used whole")
-            self._names[user] = outputs[user.args[1]]
-        lines.append(f"{', '.join(f'{name} : Tensor' for name in outputs)} = {call}")
+        names = [f"%{node.name}_out{i}" for i in range(len(types))]
+        lines.append(f"{', '.join(f'{name} : Tensor' for name in names)} = {call}" if names else call)
+        if (changed := _given_back(schema)) is not None:
+            places = [values[changed]]
+        for same, name in zip(outputs, places or names, strict=True):
+            self._names |= dict.fromkeys(same, name)
+        if lifted:
+            self._still.update(names)
+
+    def _places(self, node: Node, outputs: Sequence[Sequence[Node]]) -> list[str]:
+        """Where a call is to write what it gives: nowhere if that is not ours to say, or no gain."""
+        made = node.meta.get("val")
+        made = list(made) if isinstance(made, tuple) else [made]
+        if writes(node) or not all(isinstance(one, torch.Tensor) and one.nbytes <= SMALL for one in made):
+            return []
+        if not _takes_places(node.target, made[0].device.type):
+            return []
+        return [self._place(same, one) for same, one in zip(outputs, made, strict=True)]
+
+    def _place(self, nodes: Sequence[Node], like: Any) -> str:
+        """Where one result is stored, or memory of its own."""
+        at = next((i for i, one in enumerate(self._results) if one in nodes), None)
+        if at is not None and like.is_contiguous():
+            self._stored.add(at)
+            self._body.append(self._slot(at))
+            return f"%place{at}"
+        name = self._fresh()
+        made = [list(like.shape), list(like.stride()), like.dtype, None, like.device, None]
+        self._before.append(f"{name} : Tensor = aten::empty_strided({', '.join(map(self.constant, made))})")
+        self._still.add(name)
+        return name
+
+    def _slot(self, at: int) -> str:
+        return f"%place{at} : Tensor = aten::select(%store{at}, {self.constant(0)}, %i)"
 
     def _argument(self, node: Node, at: int, argument: Any, lines: list[str]) -> str:
         if argument.name in node.kwargs:
@@ -145,7 +207,7 @@ class _Writer:
         """
         element = "Tensor?" if None in values or "Optional" in kind else "Tensor"
         items = [self.constant(None) if one is None else self._names[one] for one in values]
-        name, still = self._fresh(), self._still.issuperset(values)
+        name, still = self._fresh(), self._still.issuperset(items)
         (self._before if still else lines).append(f"{name} : {element}[] = prim::ListConstruct({', '.join(items)})")
         if still:
             self._lists[name] = f"{element}[]"
@@ -186,19 +248,17 @@ class _Writer:
         self._constants[key] = name
         return name
 
-    def text(self, results: Sequence[Node]) -> str:
+    def text(self) -> str:
         """The whole graph as IR."""
         zero, false, true = self.constant(0), self.constant(False), self.constant(True)
-        columns, stores = range(len(self._batch)), range(len(results))
+        columns, stores = range(len(self._batch)), range(len(self._results))
         typed = [*(f"%column{i} : Tensor" for i in columns), "%rate : float", "%steps : int"]
-        typed += [
-            f"{name} : Tensor" for name in [*(f"%store{i}" for i in stores), *(self._names[n] for n in self._kept)]
-        ]
+        typed += [f"{name} : Tensor" for name in [*(f"%store{i}" for i in stores), *map(self._names.get, self._kept)]]
         take = [f"%batch{i} : Tensor = aten::select(%column{i}, {zero}, %i)" for i in columns]
         put = []
-        for i, node in enumerate(results):
-            put.append(f"%place{i} : Tensor = aten::select(%store{i}, {zero}, %i)")
-            put.append(f"%put{i} : Tensor = aten::copy_(%place{i}, {self._names[node]}, {false})")
+        for i, node in enumerate(self._results):
+            if i not in self._stored:
+                put += [self._slot(i), f"%put{i} : Tensor = aten::copy_(%place{i}, {self._names[node]}, {false})"]
         body = "\n".join("      " + line for line in [*take, *self._body, *put])
         before = "\n".join("  " + line for line in self._before)
         return (

@@ -2,6 +2,7 @@
 
 detach(x), alias(x)                         x
 t(t(x))                                     x
+_unsafe_view(x)                             view(x), which says whose memory it reads
 ones_like(scalar)                           a constant
 max_pool(relu(x)), and both backward        relu(max_pool(x)): a quarter of the elements
 max_pool_backward(g, x), x channels last    g is laid out like x once, not the larger gradient twice
@@ -53,6 +54,8 @@ def _identity(nodes: Graph, node: Node) -> None:
         node.replace_all_uses_with(node.args[0])
     elif calls(node, ATEN.t.default) and calls(node.args[0], ATEN.t.default):
         node.replace_all_uses_with(node.args[0].args[0])
+    elif calls(node, ATEN._unsafe_view.default):
+        node.target = ATEN.view.default
 
 
 def _constant(nodes: Graph, node: Node) -> None:

@@ -279,6 +279,7 @@ def resized(base: Step, axes: Sequence[Axis]) -> Step | None:
                 return None
             node.args = _scaled(node.args, [one.args for one in alike], axes)
             node.kwargs = _scaled(node.kwargs, [one.kwargs for one in alike], axes)
+            node.meta["val"] = _scaled(node.meta.get("val"), [one.meta.get("val") for one in alike], axes)
     except _Unlike:
         return None
     return Step(graph, base.kept, base.batch)
@@ -296,6 +297,9 @@ def _scaled(value: Any, others: Sequence[Any], axes: Sequence[Axis]) -> Any:
         if any(other.name != value.name for other in others):
             raise _Unlike
         return value
+    if isinstance(value, torch.Tensor):
+        sizes, *others = [(tuple(one.shape), one.stride()) for one in (value, *others)]
+        return value if others.count(sizes) == len(others) else value.new_empty_strided(*_scaled(sizes, others, axes))
     if isinstance(value, list | tuple):
         if any(len(other) != len(value) for other in others):
             raise _Unlike
