@@ -72,8 +72,8 @@ class SharedBoosting(Boosting):
     def __post_init__(self) -> None:
         super().__post_init__()
         fault = (
-            f"goss={self.goss}: on shares no row can be dropped unless it is shown which ones have large gradients, and "
-            "secret weights on all rows save nothing; leave it out, or use EncryptedBoosting."
+            f"goss={self.goss}: on shares no row can be dropped unless it is shown which ones have large gradients, "
+            "and secret weights on all rows save nothing; leave it out, or use EncryptedBoosting."
         )
         require(self.goss is None, fault)
 
