@@ -79,13 +79,17 @@ class Network:
 
     def others(self) -> dict[str, Any]:
         """All parameters and buffers but those trained."""
-        still = {name: p.detach() for name, p in self.module.named_parameters() if name not in self.trained}
-        return still | dict(self.module.named_buffers())
+        return self._still | (dict(self.module.named_buffers()) if self._buffers or self._unsaved else {})
 
     def _named(self) -> dict[str, Any]:
         if not self._buffers:
             return self.parameters
         return self.parameters | {name: b for name, b in self.module.named_buffers() if name in self._buffers}
+
+    @cached_property
+    def _still(self) -> dict[str, Any]:
+        """Parameters that are not trained."""
+        return {name: p.detach() for name, p in self.module.named_parameters() if name not in self.trained}
 
     @cached_property
     def _static(self) -> list[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hansa.core.errors import CorruptFile
 from hansa.core.ledger import Ledger
-from hansa.core.tensors import BLOCK, EMPTY, Shapes, Tensors
+from hansa.core.tensors import BLOCK, EMPTY, Shapes, Tensors, dtype_name
 
 _CODES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16",
@@ -45,7 +45,7 @@ def buffers(tensors: Tensors, metadata: Mapping[str, str] | None = None) -> list
         size = arrays[name].nbytes
         # np.asarray(...) above makes 0-d arrays 1-d on ascontiguousarray: the shape is the caller's.
         header[name] = {
-            "dtype": _CODES[arrays[name].dtype.name],
+            "dtype": _CODES[dtype_name(arrays[name])],
             "shape": list(np.shape(tensors[name])),
             "data_offsets": [offset, offset + size],
         }

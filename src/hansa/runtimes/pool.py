@@ -370,11 +370,12 @@ class PoolSession(Session, Generic[Handle]):
         if len(heard.memory):
             owned = heard.memory.map(np.array)  # kept for long, and what hands tensors over is not to be held open
             self._memories.save(request.task.client, request.task.memory, owned)
-        self._up += heard.message.size_bytes
+        size = heard.message.size_bytes
+        self._up += size
         self._compute += heard.seconds
         if request.task.kind == "train" and request.task.role == "worker":
             self._learn(request.task.client, heard.seconds)
-        return Reply(request.task, request.leg, heard.message, heard.message.size_bytes, heard.seconds)
+        return Reply(request.task, request.leg, heard.message, size, heard.seconds)
 
     def _bury(self, member: Member[Handle], why: str) -> Happening | None:
         """Takes a dead worker out. Its task goes to another, its conversations are lost."""
