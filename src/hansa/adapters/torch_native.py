@@ -87,8 +87,11 @@ def writes(node: Node) -> bool:
 @functools.cache
 def _takes_places(target: Any, device: str) -> bool:
     """Whether a call can write what it gives to tensors it is handed. Where the device has no kernel for that, it
-    would give what it always does, and copy.
+    would give what it always does, and copy; and losses resize what they are handed, since they use it for the terms
+    before these are reduced.
     """
+    if any(one.name == "reduction" for one in target._schema.arguments):
+        return False
     others = [getattr(target.overloadpacket, name) for name in target.overloadpacket.overloads()]
     like = [one for one in others if one._schema.is_mutable and _taken(one) == _taken(target)]
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(one.name(), device.upper()) for one in like)
