@@ -87,11 +87,8 @@ def writes(node: Node) -> bool:
 @functools.cache
 def _takes_places(target: Any, device: str) -> bool:
     """Whether a call can write what it gives to tensors it is handed. Where the device has no kernel for that, it
-    would give what it always does, and copy; and losses resize what they are handed, since they use it for the terms
-    before these are reduced.
+    would give what it always does, and copy.
     """
-    if any(one.name == "reduction" for one in target._schema.arguments):
-        return False
     others = [getattr(target.overloadpacket, name) for name in target.overloadpacket.overloads()]
     like = [one for one in others if one._schema.is_mutable and _taken(one) == _taken(target)]
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(one.name(), device.upper()) for one in like)
@@ -171,6 +168,8 @@ class _Writer:
             return []
         if not _takes_places(node.target, made[0].device.type):
             return []
+        if any(one.name == "reduction" for one in node.target._schema.arguments) and not made[0].ndim:
+            return []  # a loss keeps its terms in what it is handed, and resizes that, before they are reduced
         return [self._place(same, one) for same, one in zip(outputs, made, strict=True)]
 
     def _place(self, nodes: Sequence[Node], like: Any) -> str:
