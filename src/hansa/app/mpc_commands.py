@@ -24,6 +24,7 @@ from hansa.mpc.place import HERE, Place
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Report
 from hansa.mpc.session import computing_parties
+from hansa.runtimes.allocator import keep_freed_memory
 from hansa.runtimes.jobfile import explained
 from hansa.runtimes.mesh import Parties
 
@@ -92,6 +93,7 @@ def _run(place: Place) -> None:
     place.tell()
     sys.argv = [place.script, *place.arguments]
     sys.path.insert(0, str(script.absolute().parent))
+    keep_freed_memory()
     with explained(script.absolute()):
         runpy.run_path(place.script, run_name="__main__")
 

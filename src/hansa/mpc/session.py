@@ -28,7 +28,7 @@ import torch
 from hansa.core.errors import ConfigError, DataError, ProtocolError, SecretError, TensorMismatch
 from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
-from hansa.mpc import memory, operations
+from hansa.mpc import operations
 from hansa.mpc.aby3.malicious import MaliciousAby3
 from hansa.mpc.device import usable
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
@@ -467,7 +467,6 @@ def connect(
         device=device, **options,
     )  # fmt: skip
     torch.manual_seed(int(torch.randint(1 << 62, (), generator=session.generator)))
-    memory.keep()
     return session
 
 

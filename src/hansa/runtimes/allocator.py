@@ -2,7 +2,7 @@
 
 A training step allocates and frees the same megabytes over and over. glibc returns large blocks to the system when they
 are freed, so that at every step the system hands out fresh pages, each of them cleared: a sixth of the time of an LSTM.
-A worker process does nothing but train; it keeps what it had at its peak until it ends.
+A worker process, or a party that runs a script, does nothing else; it keeps what it had at its peak until it ends.
 """
 
 import ctypes
