@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from hansa.core.errors import ConfigError, IdentityError, PolicyError
+from hansa.core.errors import ConfigError, PolicyError, StorageFull
 from hansa.crypto.private_file import locked
 from hansa.runtimes.bundle import Bundle
 
@@ -142,7 +142,7 @@ class DecisionLog:
                 file.write(json.dumps({"previous": head, **line}).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, IdentityError) as error:
+        except (OSError, ConfigError, StorageFull) as error:
             raise PolicyError(
                 f"decision log cannot be written ({error}), so nothing may run: "
                 "give it a writable place with space left"
