@@ -129,22 +129,24 @@ def test_noise_is_drawn_once_whatever_is_lost(tmp_path: Path, monkeypatch: pytes
     assert lost == resumed and ends["bank"].count == 20 + lost
 
 
-def test_another_noisy_count_is_not_begun_while_one_may_have_been_shown(tmp_path: Path) -> None:
-    play = count(tmp_path, epsilon=1.0, delta=1e-3)
-    lost_at(TWO, play, "shop", "psi tags", 1)
-    for path in (tmp_path / "bank").iterdir():
+def begun_anew(folder: Path, tag: str) -> dict[str, Any]:
+    """A noisy count in which the shop was lost at its first message of this kind, and the bank then forgot the run."""
+    play = count(folder, epsilon=1.0, delta=1e-3)
+    lost_at(TWO, play, "shop", tag, 1)
+    for path in (folder / "bank").iterdir():
         path.unlink()
     ends, _ = played(TWO, play)
+    return ends
+
+
+def test_another_noisy_count_is_not_begun_while_one_may_have_been_shown(tmp_path: Path) -> None:
+    ends = begun_anew(tmp_path, "psi tags")
     assert isinstance(ends["shop"], StateMismatch) and "may have shown its result to 'bank'" in str(ends["shop"])
     assert not isinstance(ends["bank"], totals.Cardinality)
 
 
 def test_a_noisy_count_of_which_nothing_was_shown_begins_anew(tmp_path: Path) -> None:
-    play = count(tmp_path, epsilon=1.0, delta=1e-3)
-    lost_at(TWO, play, "shop", "psi points", 1)
-    for path in (tmp_path / "bank").iterdir():
-        path.unlink()
-    ends, _ = played(TWO, play)
+    ends = begun_anew(tmp_path, "psi points")
     assert isinstance(ends["bank"], totals.Cardinality)
 
 
