@@ -11,7 +11,7 @@ Where that would be large, two windows that overlap by all but a 64th are turned
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,8 +64,7 @@ class Rotate(Stage):
             raise ConfigError(
                 f"clip={self.clip}: above 0, in standard deviations, as in 3; or infinity to cut nothing."
             )
-
-        if self.transform not in _ROTATIONS:
+        if self.transform not in _TRANSFORMS:
             raise ConfigError(f"transform='{self.transform}': choose 'hadamard' or 'fourier'.")
 
     def bind(self, signal: Signal, setting: Setting) -> Step:
@@ -82,7 +81,7 @@ class _Rotated(Step):
         self._moves = not setting.sampling.max_staleness  # a stale update knows only the rotation of its own round
         self._limits: dict[str, float] = {}
         self._rounding: dict[str, float] = {}
-        error = fourier.rounding if stage.transform == "fourier" else rounding
+        _, error = _TRANSFORMS[stage.transform]
         parts = {}
         for flat in found:
             part = signal.parts[flat.name]
@@ -161,12 +160,6 @@ class Rotation:
         return vector
 
 
-_ROTATIONS: dict[str, type[Rotation] | type[fourier.FourierRotation]] = {
-    "hadamard": Rotation,
-    "fourier": fourier.FourierRotation,
-}
-
-
 def transformed(vector: np.ndarray) -> np.ndarray:
     """The orthonormal transform of a vector of m·2^k floats, m < 128, its own inverse; overwrites the vector.
 
@@ -195,6 +188,12 @@ def rounding(size: int, dtype: np.dtype) -> float:
     return len(starts) * passes * float(np.finfo(dtype).eps)
 
 
+_TRANSFORMS: dict[str, tuple[type[Rotation] | type[fourier.FourierRotation], Callable[[int, np.dtype], float]]] = {
+    "hadamard": (Rotation, rounding),
+    "fourier": (fourier.FourierRotation, fourier.rounding),
+}  # name -> its rotation, and what float rounding does in it
+
+
 def _windows(size: int) -> tuple[int, tuple[int, ...]]:
     """The width of windows, m·2^k with m < 128, and where they begin: two overlap by all but a 64th, or one is all."""
     power = max(0, size.bit_length() - 7)
@@ -210,7 +209,8 @@ def _spliced(vector: np.ndarray, start: int, window: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)  # of all clients of a round, and of one side value
 def _drawn(size: int, part: str, seed: int, turn: int, transform: str) -> Rotation | fourier.FourierRotation:
-    return _ROTATIONS[transform](size, Stream("rotate", part, seed, turn).seed())
+    rotation, _ = _TRANSFORMS[transform]
+    return rotation(size, Stream("rotate", part, seed, turn).seed())
 
 
 @functools.lru_cache(maxsize=8)
