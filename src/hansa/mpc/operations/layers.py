@@ -230,22 +230,31 @@ def embedding(weight: Any, index: Any, *_: Any, **__: Any) -> SecretTensor:
 
 
 @handles(aten.embedding_dense_backward.default)
-def embedding_backward(grad: Any, index: Any, rows: int, *_: Any) -> SecretTensor:
-    """Gradients added into the rows that were looked up."""
+def embedding_backward(grad: Any, index: Any, rows: int, padding: int = -1, by_frequency: bool = False) -> SecretTensor:
+    """Gradients added into the rows that were looked up; none into the one of padding."""
+    if by_frequency:
+        raise SecretError(
+            "embedding with scale_grad_by_freq=True has no protocol: leave it out, which adds the gradients up."
+        )
     engine = engine_of(grad, index)
     given = number(grad, engine).map(lambda part: part.reshape(-1, part.shape[-1]))
     if isinstance(index, SecretTensor):
         hot = _hot(index, rows).map(lambda part: part.reshape(-1, rows).t())
-        return secret(hot.bilinear(given, _mm))
-    flat = engine.placed(index.reshape(-1))
-    return secret(given.map(lambda part: part.new_zeros(rows, part.shape[-1]).index_add_(0, flat, part)))
+        into = hot.bilinear(given, _mm)
+    else:
+        flat = engine.placed(index.reshape(-1))
+        into = given.map(lambda part: part.new_zeros(rows, part.shape[-1]).index_add_(0, flat, part))
+    if padding < 0:
+        return secret(into)
+    return secret(into * (torch.arange(rows) != padding).to(torch.int64)[:, None])
 
 
 def _hot(index: SecretTensor, rows: int) -> Fixed:
-    if (known := index.value.cached.get("hot rows")) is None:
+    kept = f"row of {rows}"
+    if (known := index.value.cached.get(kept)) is None:
         spread = index.value.map(lambda part: part[..., None].expand(*part.shape, rows))
         known = functions.equal(spread, Fixed.constant(index.value.engine, torch.arange(rows)))
-        index.value.cached["hot rows"] = known
+        index.value.cached[kept] = known
     return known
 
 
