@@ -34,6 +34,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("TorchModel", "torch", "torch") from error
 
 from hansa.adapters import torch_plans
+from hansa.adapters.torch_capture import Room, recorder_on
 from hansa.adapters.torch_cohort import Cohort, Visit, memory_bytes
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_loss import Task, carried, check_shapes, ready, task
@@ -400,7 +401,9 @@ class TorchModel(Model):
             keep = self._task != Task.VALUES or bool(self.measures)
             check = functools.partial(check_shapes, self.loss)
             loss = ready(self.loss)
-            replay = Replay(network.module, loss, keep, check, self.precision)
+            recorder = recorder_on(device)
+            room = Room(recorder) if recorder is not None else None
+            replay = Replay(network.module, loss, keep, check, self.precision, room)
             cohort = Cohort(network, replay, self.loss, self._task, self.measures, memory_bytes(device))
             kept[device] = _Kept(network, None if loop.startswith("plain") else replay, cohort)
         return kept[device]

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 
 from hansa.adapters.measure import Measures
 from hansa.adapters.torch_buckets import Run, buckets, runs, table
+from hansa.adapters.torch_capture import loop_of
 from hansa.adapters.torch_loss import Task, correct, ready, rowwise
 from hansa.adapters.torch_native import Loop, Untraceable
 from hansa.adapters.torch_network import Network
@@ -208,7 +209,7 @@ class Cohort:
             shapes = [(len(visits),), (len(visits), run.width)]  # the graph's own are those it was scaled from
             stored = [node.meta["val"] for node in results(step.graph)]
             like = [((*lead, *one.shape[len(lead) :]), one.dtype) for lead, one in zip(shapes, stored, strict=False)]
-            self._loops[key] = _Stacked(step.loop(), like)
+            self._loops[key] = _Stacked(loop_of(step, self._replay.room), like)
             try:
                 self._hold(visits, at, state, columns, self._loops[key])
             except Untraceable:
@@ -308,8 +309,9 @@ class Cohort:
             state, columns = self._state(few), self._columns(few, Run(step, step + 1, width, False))
             traced = self._step((kind, False), few, state, columns)
             held = sum(one.nbytes for one in [*flat(state), *columns])
-            # The state three times: it is copied to check a new step, and handed out.
-            self._need[key] = (3 * held + peak_bytes(traced.graph)) // len(few)
+            # The state three times: it is copied to check a new step, and handed out. A recording has one of its own.
+            copies = 3 if self._replay.room is None else 4
+            self._need[key] = (copies * held + peak_bytes(traced.graph)) // len(few)
         return self._need[key]
 
 

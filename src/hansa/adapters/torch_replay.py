@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from hansa.adapters.torch_capture import Room, loop_of
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_native import Loop, Untraceable
 from hansa.adapters.torch_precision import call
@@ -56,12 +57,15 @@ class Replay:
       keep: whether outputs are needed for metrics.
       check: called with outputs and targets of a batch of each new shape.
       precision: in which the module computes.
+      room: where steps are recorded, on a GPU.
     """
 
     def __init__(
-        self, module: Any, loss: Any, keep: bool, check: Callable[[Any, Any], None], precision: str | None = None
-    ) -> None:
+        self, module: Any, loss: Any, keep: bool, check: Callable[[Any, Any], None], precision: str | None = None,
+        room: Room | None = None,
+    ) -> None:  # fmt: skip
         self._module, self._loss, self.keep, self._check, self._precision = module, loss, keep, check, precision
+        self.room = room
         self._loops: dict[Any, _Checked | None] = {}
         self._traced: dict[Any, dict[int, Step]] = {}  # all but the batch size -> batch size -> step
         self._refused: dict[Any, str] = {}
@@ -149,19 +153,20 @@ class Replay:
 
     def _checked(self, kind: Any, work: LocalWork, state: State, inputs: Any, targets: Any) -> _Checked:
         """A new loop, once it has given what the plain loop gives on this batch; and the shapes of what it stores."""
-        seed = torch.random.get_rng_state()  # a visit draws the same numbers whether or not it has to trace
+        device = next(iter(state["weights"].values())).device
+        rewind = _rewinding(device)  # a visit draws the same numbers whether or not it has to trace
         try:
             step, count = self._step(kind, work, state, inputs, targets)
-            loop = step.loop()
+            loop = loop_of(step, self.room)
         finally:
-            torch.random.set_rng_state(seed)
+            rewind()
         plain, stored = self.plain(work, _copy(state), inputs, targets, count)
-        torch.random.set_rng_state(seed)
+        rewind()
         native = _copy(state)
-        stores = [torch.empty((count, *shape), dtype=dtype) for shape, dtype in stored]
+        stores = [torch.empty((count, *shape), dtype=dtype, device=device) for shape, dtype in stored]
         columns = [one.expand(count, *one.shape).contiguous() for one in _columns(inputs, targets)]
         loop(flat(native), columns, rate(work), stores)
-        torch.random.set_rng_state(seed)
+        rewind()
         self.agree(work, state, native, plain)
         return _Checked(loop, stored)
 
@@ -210,6 +215,19 @@ def rate(work: LocalWork) -> float:
     return work.lr if fused(work) else -work.lr
 
 
+def _rewinding(device: Any) -> Callable[[], None]:
+    """What sets PyTorch's random numbers, of the CPU and of a GPU, back to where they are now."""
+    state = torch.random.get_rng_state()
+    there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def rewind() -> None:
+        torch.random.set_rng_state(state)
+        if there is not None:
+            torch.cuda.set_rng_state(there, device)
+
+    return rewind
+
+
 def _close(one: Any, other: Any, rtol: float, atol: float) -> bool:
     """`torch.allclose`; told from the largest difference, in a tenth of the time, where that is enough."""
     if one.is_floating_point() and one.numel() and float((one - other).abs_().max()) <= atol:
@@ -222,7 +240,7 @@ def _columns(inputs: Sequence[Any], targets: Any) -> list[Any]:
 
 
 def _tensor(array: Any, like: Any) -> Any:
-    return torch.as_tensor(np.array(array), dtype=like.dtype)
+    return torch.as_tensor(np.array(array), dtype=like.dtype, device=like.device)
 
 
 def _terms(given: Mapping[str, Any], weights: Group) -> Group:
@@ -230,7 +248,7 @@ def _terms(given: Mapping[str, Any], weights: Group) -> Group:
 
 
 def _tree(terms: Group) -> Tensors:
-    return Tensors({name: term.numpy() for name, term in terms.items()})
+    return Tensors({name: term.cpu().numpy() for name, term in terms.items()})
 
 
 def _copy(state: State) -> State:
