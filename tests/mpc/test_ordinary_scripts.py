@@ -1,5 +1,6 @@
 """What ordinary scripts write, with its gradients, is what PyTorch computes in the clear; what is not is an error."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,9 @@ LOSSES: dict[str, Case] = {
     ),
     "a row of padding": (lambda w, i: F.embedding(i, w, padding_idx=2), (drawn(5, 3), ROWS)),
     "a row of padding, public index": (lambda w: F.embedding(ROWS, w, padding_idx=2), (drawn(5, 3),)),
-    "one index of two tables": (lambda v, w, i: F.embedding(i, v) + F.embedding(i, w), (drawn(5, 3), drawn(7, 3), ROWS)),
+    "one index of two tables": (
+        lambda v, w, i: F.embedding(i, v) + F.embedding(i, w), (drawn(5, 3), drawn(7, 3), ROWS),
+    ),
 }  # fmt: skip
 
 
@@ -102,3 +105,125 @@ def test_gradients_by_frequency_are_refused() -> None:
             F.embedding(ROWS, table, scale_grad_by_freq=True).sum().backward()
 
     local(program, "plain")
+
+
+NUMBERS, WHOLE = drawn(4, 6), torch.tensor([[1, -2, 3], [0, 5, -6]])
+ON_TENSORS: dict[str, Case] = {
+    "integers beside floats": (
+        lambda x, i: [torch.cat([i, x]), torch.cat([x, i]), torch.stack([x, i]), torch.cat([i, torch.ones(1, 3) / 3])],
+        (NUMBERS[:2, :3], WHOLE),
+    ),
+    "conditions beside floats": (
+        lambda x: [torch.cat([x, x > 0]), torch.stack([x > 0, x]), torch.cat([x > 0, x < 1])], (NUMBERS,),
+    ),
+    "logic of numbers": (
+        lambda x, i: [
+            torch.logical_and(x, i), torch.logical_or(i, x > 0), torch.logical_xor(i, x), torch.logical_not(i),
+        ],
+        (NUMBERS[:2, :3], WHOLE),
+    ),
+    "logic of public conditions": (lambda x: [(x > 0) | True, (x > 0) & False, (x > 0) ^ True], (NUMBERS,)),
+    "a place that keeps its dimensions": (lambda x: x.argmax(keepdim=True), (NUMBERS,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", ON_TENSORS)
+def test_tensors_of_two_kinds_meet_in_their_common_one(operation: str) -> None:
+    function, given = ON_TENSORS[operation]
+    agree((lambda *each: [*function(*each), sum(one.sum() for one in each)], given))
+
+
+def test_kinds_meet_on_shares_too() -> None:
+    function, given = ON_TENSORS["integers beside floats"]
+    agree((lambda *each: [*function(*each), sum(one.sum() for one in each)], given), "aby3")
+
+
+def written(program: Callable[[torch.Tensor], Any], given: torch.Tensor = NUMBERS, protocol: str = "plain") -> None:
+    """What a program makes of a tensor in place is what it makes of a secret."""
+
+    def run(session: Session) -> Any:
+        return session.reveal(program(session.share(given.clone(), session.names[0])))
+
+    wanted = program(given.clone())
+    got = local(run, protocol)[0]
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.shape == theirs.shape
+        assert float((ours.double() - theirs.double()).abs().max()) <= 5e-3
+
+
+@pytest.mark.parametrize("protocol", ["plain", "aby3", "pond"])
+def test_replaced_data_is_what_a_parameter_holds(protocol: str) -> None:
+    def program(x: torch.Tensor) -> Any:
+        weights = torch.nn.Parameter(x)
+        weights.data = weights.data.clamp(-0.5, 0.5)
+        early = weights.detach().clone()
+        weights.data = torch.ones(4, 6)
+        weights.data[0] = 2.0
+        return early, weights.detach()
+
+    written(program, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", ["plain", "aby3", "pond"])
+def test_a_deep_copy_is_a_tensor_of_its_own(protocol: str) -> None:
+    def program(x: torch.Tensor) -> Any:
+        model = torch.nn.Linear(6, 4, bias=False)
+        model.weight = torch.nn.Parameter(x)
+        other = copy.deepcopy(model)
+        assert isinstance(other.weight, torch.nn.Parameter)
+        assert other.weight.requires_grad
+        other.weight.data.mul_(2)
+        return model.weight.detach(), other.weight.detach()
+
+    written(program, protocol=protocol)
+
+
+def test_shapes_change_in_place() -> None:
+    written(lambda x: (x.clone().t_() * 2, x.clone().unsqueeze_(0) * 2, x[:1].clone().squeeze_() * 2))
+
+
+def test_what_is_written_in_place_takes_the_dtype_of_its_place() -> None:
+    def program(x: torch.Tensor) -> Any:
+        signs = x.clone()
+        signs.gt_(0)
+        mixed = x[:2, :3].clone()
+        mixed.copy_(torch.tensor([1, 2, 3]))
+        return signs / 3, torch.sigmoid(signs), mixed / 3
+
+    written(program)
+
+
+def test_what_does_not_fit_its_place_is_an_error() -> None:
+    def program(session: Session) -> None:
+        whole, x = (session.share(each, session.names[0]) for each in (WHOLE, NUMBERS))
+        with pytest.raises(RuntimeError, match="float32 can't be cast to the desired output type torch.int64"):
+            whole.mul_(0.5)
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            x[0].add_(x)
+        with pytest.raises(SecretError, match="keeps its shape and dtype at .*given data of \\(6,\\)"):
+            x.data = x[0]
+        with pytest.raises(SecretError, match="'bitwise_and' of the bits of secret integers has no protocol at"):
+            whole & 1
+        with pytest.raises(SecretError, match="'div' with these arguments .as with out= or rounding_mode=. has no"):
+            torch.div(x, 2, rounding_mode="trunc")
+
+    local(program, "plain")
+
+
+def test_public_noise_is_alike_at_all_parties() -> None:
+    def program(session: Session) -> Any:
+        x = session.share(NUMBERS, session.names[0])
+        drawn = [
+            torch.rand_like(x),
+            torch.randn_like(x),
+            torch.nn.init.xavier_uniform_(x.clone()),
+            x.clone().normal_(3),
+        ]
+        return session.reveal([each + x for each in drawn]), session.reveal([each * x for each in drawn])
+
+    (sums, products), *others = local(program, "aby3")
+    for other in others:  # a product with numbers that differed between the parties would be noise
+        assert torch.equal(other[1][0], products[0])
+    for added, times in zip(sums, products, strict=True):
+        assert torch.allclose((added - NUMBERS) * NUMBERS, times, atol=1e-3)
+    assert bool(((sums[0] >= NUMBERS) & (sums[0] <= NUMBERS + 1)).all())

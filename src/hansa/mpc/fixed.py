@@ -145,16 +145,15 @@ class Fixed:
         return made
 
     def join(self, others: Sequence["Fixed"], linear: Callable[[list[torch.Tensor]], torch.Tensor]) -> "Fixed":
-        """A linear function of several numbers: concatenation, stacking."""
+        """A linear function of several numbers: concatenation, stacking; with the longest of their fractions."""
         every = [self, *others]
+        home = max([one.home for one in every])
         if all(one.public is not None for one in every):
-            return Fixed.constant(
-                self.engine, linear([one.public for one in every if one.public is not None]), self.home
-            )
-        shares = [one.share() for one in every]
+            return Fixed.constant(self.engine, linear([one.public for one in every if one.public is not None]), home)
+        shares = [one.share() if one.home == home else one.rehomed(home).share() for one in every]
         parts = zip(*(share.parts for share in shares), strict=True)
         joined = replace(shares[0], parts=tuple(linear(list(part)) for part in parts))
-        return self._with(joined, summands=False, bits=self.home)
+        return self._with(joined, summands=False, bits=home, home=home)
 
     def __neg__(self) -> "Fixed":
         return self.map(torch.neg)

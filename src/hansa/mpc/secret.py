@@ -14,6 +14,7 @@ What is written in place goes where PyTorch's memory would take it: `detach()` a
 they came from, and a change of a view changes its base.
 """
 
+import copy
 import difflib
 import functools
 import traceback
@@ -28,6 +29,7 @@ from hansa.mpc.fixed import Fixed
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 _HANDLERS: dict[Any, Callable[..., Any]] = {}
+_DRAWN = {"normal_": "normal_functional"}
 _OPENS = ("_local_scalar_dense", "is_nonzero", "item", "equal", "_to_cpu", "nonzero", "unique", "masked_select")
 
 
@@ -61,6 +63,25 @@ class SecretTensor(torch.Tensor):
     def value(self) -> Fixed:
         """The number that it holds now."""
         return self._cell[0]
+
+    @property
+    def data(self) -> "SecretTensor":
+        """The same number outside of autograd; what replaces it is held here from then on.
+
+        Raises:
+          SecretError: what shall replace it has another shape or dtype, which PyTorch cannot change in a secret.
+        """
+        found: SecretTensor = self.detach()
+        return found
+
+    @data.setter
+    def data(self, given: torch.Tensor) -> None:
+        if given.shape != self.shape or given.dtype != self.dtype:
+            raise SecretError(
+                f"a secret of {tuple(self.shape)} and {self.dtype} keeps its shape and dtype{program_line()}, and is "
+                f"given data of {tuple(given.shape)} and {given.dtype}: make a new tensor of them."
+            )
+        self.data.copy_(given)
 
     def alias(self) -> "SecretTensor":
         """Another tensor of the same number: what is written into one is in the other, too."""
@@ -121,6 +142,18 @@ class SecretTensor(torch.Tensor):
         """Always an error: there is no memory with the value."""
         raise _opening("share_memory_()")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SecretTensor":
+        if id(self) in memo:
+            return memo[id(self)]  # type: ignore[no-any-return]
+        if not self.is_leaf:
+            raise RuntimeError("only tensors that were made by the program itself can be copied by deepcopy: detach()")
+        memo[id(self)] = made = SecretTensor(self.value, self.dtype, self.requires_grad)
+        if getattr(self, "_is_param", False):  # PyTorch copies the gradient of what is no parameter
+            made._is_param = True
+        elif self.grad is not None:
+            made.grad = copy.deepcopy(self.grad, memo)
+        return made
+
     def __reduce_ex__(self, _: Any) -> Any:
         raise SecretError("a secret tensor is one party's share: save it with `session.save`, never with pickle.")
 
@@ -146,7 +179,16 @@ def _write_back(func: Any, handler: Callable[..., Any], into: Any, *args: Any, *
             f"'{func._schema.name.split('::')[1]}' would write a secret into a public tensor{program_line()}: make it "
             "secret with session.share, or write the result to a new tensor."
         )
-    return into.write(handler(into, *args, **kwargs).value)
+    result = handler(into, *args, **kwargs)
+    if result.shape != into.shape:
+        raise RuntimeError(
+            f"output with shape {list(into.shape)} doesn't match the broadcast shape {list(result.shape)}"
+        )
+    if result.dtype != into.dtype:
+        if not torch.can_cast(result.dtype, into.dtype):
+            raise RuntimeError(f"result type {result.dtype} can't be cast to the desired output type {into.dtype}")
+        result = result.to(into.dtype)
+    return into.write(result.value)
 
 
 def _decomposed(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -161,9 +203,8 @@ def _functional(func: Any) -> Any:
     name = func._schema.name.split("::")[1]
     if not name.endswith("_") or name.startswith("__"):
         return None
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    overload = getattr(packet, func._overloadname, None) if packet is not None else None
-    return overload
+    packet = getattr(torch.ops.aten, _DRAWN.get(name, name[:-1]), None)
+    return getattr(packet, func._overloadname, None) if packet is not None else None
 
 
 @functools.cache
@@ -178,6 +219,11 @@ def _refusal(func: Any) -> SecretError:
     if name in _OPENS:
         return _opening("reading one value" if name == "_local_scalar_dense" else name)
     known = sorted({operation._schema.name.split("::")[1] for operation in _HANDLERS})
+    if name in known:
+        return SecretError(
+            f"'{name}' with these arguments (as with out= or rounding_mode=) has no protocol on secret tensors"
+            f"{program_line()}: use its usual form."
+        )
     near = difflib.get_close_matches(name.strip("_"), known, 3, cutoff=0.5)
     advice = f"nearest are {', '.join(near)}" if near else "write it with sums, products, comparisons and torch.where"
     return SecretError(f"'{name}' has no protocol on secret tensors{program_line()}: {advice}.")

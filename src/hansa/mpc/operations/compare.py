@@ -1,13 +1,15 @@
 """Comparisons, choices, maxima and order."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from hansa.core.errors import SecretError
 from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
 from hansa.mpc.operations.wrap import engine_of, floating, number, secret
-from hansa.mpc.secret import SecretTensor, handles
+from hansa.mpc.secret import SecretTensor, handles, program_line
 
 aten = torch.ops.aten
 
@@ -54,33 +56,34 @@ def ne(x: Any, y: Any) -> SecretTensor:
     return secret(1 - eq(x, y).value, torch.bool)
 
 
-@handles(aten.logical_not.default, aten.bitwise_not.default)
-def logical_not(x: SecretTensor) -> SecretTensor:
-    """Of a secret condition."""
-    return secret(1 - x.value, torch.bool)
+def _logical(combined: Callable[..., Fixed], logical: Any, *bitwise: Any) -> None:
+    """Of conditions; the logical operation takes every number that is not 0 as one."""
+
+    @handles(logical)
+    def run(*given: Any) -> SecretTensor:
+        engine = engine_of(*given)
+        conditions = [each if each.dtype == torch.bool else each != 0 for each in given]
+        return secret(combined(*(number(each, engine) for each in conditions)), torch.bool)
+
+    @handles(*bitwise)
+    def run_on_bits(*given: Any) -> SecretTensor:
+        given = tuple([torch.as_tensor(each) for each in given])
+        if any(each.dtype != torch.bool for each in given):
+            name = bitwise[0]._schema.name.split("::")[1]
+            raise SecretError(
+                f"'{name}' of the bits of secret integers has no protocol{program_line()}: share the bits as booleans, "
+                f"or use torch.{name.replace('bitwise', 'logical')} on conditions."
+            )
+        return run(*given)
 
 
-@handles(aten.logical_and.default, aten.bitwise_and.Tensor)
-def logical_and(x: Any, y: Any) -> SecretTensor:
-    """Of two conditions."""
-    engine = engine_of(x, y)
-    return secret(number(x, engine) * number(y, engine), torch.bool)
-
-
-@handles(aten.logical_or.default, aten.bitwise_or.Tensor)
-def logical_or(x: Any, y: Any) -> SecretTensor:
-    """Of two conditions."""
-    engine = engine_of(x, y)
-    a, b = number(x, engine), number(y, engine)
-    return secret(a + b - a * b, torch.bool)
-
-
-@handles(aten.logical_xor.default, aten.bitwise_xor.Tensor)
-def logical_xor(x: Any, y: Any) -> SecretTensor:
-    """Of two conditions."""
-    engine = engine_of(x, y)
-    a, b = number(x, engine), number(y, engine)
-    return secret(a + b - a * b * 2, torch.bool)
+_logical(lambda a: 1 - a, aten.logical_not.default, aten.bitwise_not.default)
+_logical(lambda a, b: a * b, aten.logical_and.default, aten.bitwise_and.Tensor, aten.bitwise_and.Scalar)
+_logical(lambda a, b: a + b - a * b, aten.logical_or.default, aten.bitwise_or.Tensor, aten.bitwise_or.Scalar)
+_logical(
+    lambda a, b: a + b - a * b * 2,
+    *(aten.logical_xor.default, aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar),
+)
 
 
 @handles(aten.sign.default)
@@ -187,7 +190,8 @@ def argmin(x: SecretTensor, dim: int | None = None, keepdim: bool = False) -> Se
 def argmax(x: SecretTensor, dim: int | None = None, keepdim: bool = False) -> SecretTensor:
     """The secret index of the largest."""
     if dim is None:
-        return max_dim(x.reshape(-1), 0)[1]
+        place = max_dim(x.reshape(-1), 0)[1]
+        return place.reshape([1] * x.dim()) if keepdim else place
     return max_dim(x, dim, keepdim)[1]
 
 

@@ -77,7 +77,7 @@ def nll_loss_backward(
 
 def _axis(x: Any) -> int:
     """Where the classes are: after the examples, of which there may be one alone."""
-    return min(1, x.dim() - 1)
+    return 0 if x.dim() == 1 else 1
 
 
 def _chosen(x: Any, target: Any, weight: Any, ignored: int, engine: Engine) -> tuple[Fixed, float | Fixed]:

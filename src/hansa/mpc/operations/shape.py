@@ -1,5 +1,6 @@
 """Views, indices and copies: no message, part by part."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,13 +70,23 @@ def view(x: SecretTensor, shape: Sequence[int]) -> SecretTensor:
     return secret(x.value.view(lambda part: part.reshape(shape)), x.dtype)
 
 
-@handles(aten.transpose_.default)
-def transpose_(x: SecretTensor, first: int, second: int) -> SecretTensor:
-    """Two dimensions swapped in place, as PyTorch's recurrent layers do with what they return."""
-    x._cell = [x.value.map(lambda part: part.transpose(first, second))]
-    with torch._C._DisableTorchDispatch():  # the tensor's own shape
-        aten.transpose_.default(x, first, second)
-    return x
+def _in_place(operation: Any, functional: Any) -> None:
+    """Of another shape in place, as PyTorch's recurrent layers give what they return."""
+
+    @handles(operation)
+    def run(x: SecretTensor, *args: Any) -> SecretTensor:
+        x._cell = [x.value.map(lambda part: functional(part, *args))]
+        with torch._C._DisableTorchDispatch():  # the tensor's own shape
+            operation(x, *args)
+        return x
+
+
+for _operation, _functional in (
+    *((aten.transpose_.default, aten.transpose.int), (aten.t_.default, aten.t.default)),
+    *((aten.unsqueeze_.default, aten.unsqueeze.default), (aten.squeeze_.default, aten.squeeze.default)),
+    *((aten.squeeze_.dim, aten.squeeze.dim), (aten.squeeze_.dims, aten.squeeze.dims)),
+):
+    _in_place(_operation, _functional)
 
 
 def _several(operation: Any) -> None:
@@ -100,14 +111,18 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> SecretTensor:
     """Along a dimension."""
     engine = engine_of(tensors)
     first, *others = numbers([each for each in tensors if each.numel() or each.dim() > 1], engine)
-    return secret(first.join(others, lambda parts: torch.cat(parts, dim)), tensors[0].dtype)
+    return secret(first.join(others, lambda parts: torch.cat(parts, dim)), _common_dtype(tensors))
 
 
 @handles(aten.stack.default)
 def stack(tensors: Sequence[Any], dim: int = 0) -> SecretTensor:
     """Along a new dimension."""
     first, *others = numbers(tensors, engine_of(tensors))
-    return secret(first.join(others, lambda parts: torch.stack(parts, dim)), tensors[0].dtype)
+    return secret(first.join(others, lambda parts: torch.stack(parts, dim)), _common_dtype(tensors))
+
+
+def _common_dtype(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [each.dtype for each in tensors])
 
 
 @handles(aten.cumsum.default)
@@ -173,7 +188,9 @@ def copy_(into: Any, x: Any, non_blocking: bool = False) -> Any:
     engine = engine_of(into, x)
     if not isinstance(into, SecretTensor):
         raise SecretError("a secret cannot be copied into a public tensor: make it secret with session.share.")
-    given = x.value if isinstance(x, SecretTensor) else Fixed.constant(engine, x.to(into.dtype))
+    if x.dtype != into.dtype:
+        x = x.to(into.dtype)
+    given = number(x, engine)
     return into.write(given.map(lambda part: part.expand(into.shape)))
 
 
@@ -219,6 +236,25 @@ _filled(
 )
 _filled(lambda x, args: torch.ones(args[0]), aten.new_ones.default)
 _filled(lambda x, args: torch.full(args[0], float(args[1])), aten.new_full.default)
+
+
+def _drawn(draw: Callable[[torch.Tensor, Sequence[Any], torch.Generator], torch.Tensor], *operations: Any) -> None:
+    """Public random numbers, alike at all parties, as those of dropout."""
+
+    @handles(*operations)
+    def run(x: SecretTensor, *args: Any, dtype: torch.dtype | None = None, **_: Any) -> SecretTensor:
+        engine, wanted = x.value.engine, dtype or x.dtype
+        return secret(Fixed.constant(engine, draw(torch.empty(x.shape, dtype=wanted), args, engine.random)), wanted)
+
+
+_drawn(
+    lambda empty, args, random: empty.uniform_(*args, generator=random), aten.rand_like.default, aten.uniform.default
+)
+_drawn(
+    lambda empty, args, random: empty.normal_(*args, generator=random),
+    *(aten.randn_like.default, aten.normal_functional.default),
+)
+_drawn(lambda empty, args, random: empty.exponential_(*args, generator=random), aten.exponential.default)
 
 
 @handles(aten.slice_backward.default, aten.select_backward.default)
