@@ -35,6 +35,7 @@ from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_share
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.functions import SIGMOIDS
 from hansa.mpc.local_computation import local_computation
+from hansa.mpc.operations.dense import Linear
 from hansa.mpc.place import Place, all_here
 from hansa.mpc.progress import bar
 from hansa.mpc.protocol import Protocol
@@ -164,6 +165,7 @@ class Session:
             for name, buffer in list(child._buffers.items()):
                 if buffer is not None and buffer.is_floating_point():
                     child._buffers[name] = made(path + name, buffer)
+            Linear.adopt(child)
         return module
 
     def reveal(self, secret: Any, to: str | Sequence[str] | None = None) -> Any:

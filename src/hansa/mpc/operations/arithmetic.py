@@ -122,7 +122,7 @@ def mm(x: Any, y: Any) -> SecretTensor:
     left, right = a.shape, b.shape
     a = a.map(lambda part: part[None]) if len(left) == 1 else a
     b = b.map(lambda part: part[:, None]) if len(right) == 1 else b
-    product = a.bilinear(b, _matmul)
+    product = a.bilinear(b, product_of_matrices)
     if len(left) == 1:
         product = product.map(lambda part: part[..., 0, :])
     if len(right) == 1:
@@ -212,5 +212,6 @@ def linear(x: Any, weight: Any, bias: Any = None) -> SecretTensor:
     return product if bias is None else add(product, bias)
 
 
-def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def product_of_matrices(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of parts, in the ring; of what is public, as floats."""
     return matmul(a, b) if a.dtype == torch.int64 and b.dtype == torch.int64 else torch.matmul(a, b)
