@@ -13,6 +13,7 @@ draws random numbers, which are each client's own, or has no rule for `vmap` (LS
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -260,7 +261,9 @@ class Cohort:
             return torch.vmap(own)(outputs, *targets)
 
         try:
-            return trace(call, state, visit.work, loss, batch[:at], tuple(batch[at:]), self._replay.keep)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")  # what has no rule is done one by one
+                return trace(call, state, visit.work, loss, batch[:at], tuple(batch[at:]), self._replay.keep)
         except Untraceable as reason:
             if "random operation" in str(reason):  # PyTorch's words
                 raise Untraceable("the step draws random numbers, which are each client's own") from reason
@@ -279,7 +282,8 @@ class Cohort:
         """Raises Untraceable unless two clients, the least and the most padded, get what the plain loop gives."""
         work, sizes = visits[0].work, table([visit.sizes for visit in visits])[:, step]
         within = np.flatnonzero(sizes)
-        for k in {int(within[sizes[within].argmin()]), int(within[sizes[within].argmax()])}:
+        least, most = within[sizes[within].argmin()], within[::-1][sizes[within][::-1].argmax()]
+        for k in {int(least), int(most)}:  # of clients that are padded alike, the first and the last
             before = self._of(state, k)
             inputs, targets = visits[k].source.take(visits[k].batches[step])
             try:

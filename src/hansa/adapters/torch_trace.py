@@ -123,11 +123,24 @@ def trace(
             raise
         raise Untraceable(f"the step cannot be traced: {str(error).splitlines()[0]}") from error
     rewrite(graph)
+    if len(stacked := results(graph)[0].meta["val"].shape):
+        _still_padding(graph, stacked[0])
     descend(graph, state, work)
     return Step(graph, len(flat(state)), len(batch))
 
 
 _TRACED = ("weights", "others")
+
+
+def _still_padding(nodes: Graph, clients: int) -> None:
+    """No gradient for the padding row of any client: PyTorch's rule for stacked embeddings spares the first's alone."""
+    for node in list(nodes.nodes):
+        if calls(node, ATEN.embedding_dense_backward.default) and node.args[3] >= 0:
+            _, _, rows, padding, _ = node.args
+            with nodes.inserting_before(node.next):
+                each = nodes.call_function(ATEN.view.default, (node, [clients, rows // clients, -1]))
+                row = nodes.call_function(ATEN.select.int, (each, 1, padding))
+                nodes.call_function(ATEN.zero_.default, (row,))
 
 
 def peak_bytes(graph: Graph) -> int:
