@@ -393,7 +393,7 @@ def test_extreme_contributions_do_not_overflow_the_modulus() -> None:
                 "metric/loss": np.full(2, sign * 1e300), "weight/weight": np.array([1.0]),
             }
         )  # fmt: skip
-        runs = [np.sum([layout.encode(extreme)[i] for _ in range(5)], 0) for i in range(len(layout.names))]
+        runs = [np.sum([layout.encode(extreme)[i] for _ in range(5)], 0) for i in range(len(layout.grids))]
         runs = [run.astype(zero.dtype) for run, zero in zip(runs, layout.fields.zeros(), strict=True)]
         got = layout.decode(runs)
         assert (got["value/w"] == sign * 5 * 32767).all()

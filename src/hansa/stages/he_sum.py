@@ -15,27 +15,15 @@ round it away, so the total is exact and says nothing of the key.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from hansa.core.errors import ConfigError, HansaError, MissingExtra, ProtocolError, SecretRoundVoid
-from hansa.core.pipeline import (
-    Arrived,
-    Closed,
-    Part,
-    Reducer,
-    Seat,
-    Sensitivity,
-    Server,
-    Setting,
-    Signal,
-    Worker,
-    fault,
-)
-from hansa.core.tensors import Tensors
+from hansa.core.errors import MissingExtra, ProtocolError, SecretRoundVoid
+from hansa.core.pipeline import Part, Reducer, Seat, Setting, Signal, Worker, fault
+from hansa.core.tensors import Shapes, Tensors
 
 try:
     import tenseal
@@ -44,17 +32,30 @@ except ModuleNotFoundError as error:
 
 from hansa.crypto.agreement import PUBLIC_BYTES, KeyPair, seal, unseal
 from hansa.privacy.threats import Adversary, Sees
-from hansa.stages.secure_sum import _array, _bytes, _raw
+from hansa.stages.hidden_sum import (
+    NOTHING,
+    Aggregator,
+    HiddenSum,
+    array_of,
+    as_array,
+    as_names,
+    bytes_by_place,
+    bytes_of,
+    names_of,
+)
+from hansa.stages.residues import Grid, grids_of
 
 _DEGREE, _MODULI, _SLOTS = 4096, [50, 50], 2048  # 100 bits: 128-bit security allows 109 at this degree
 _SCALE_BITS = 20
 _TOTAL_BITS = 27  # of the largest total: 2^(27 + 20) is below the first modulus, and the error below 1/8
 _OPENERS = 2
+_KEY = b"he sum key\0"  # what is signed begins with
+_WIDEST = 2.0**20  # of numbers without a declared bound: metrics beyond it saturate
 _CHUNK_BYTES = 66_000  # of 2048 slots: 59 KB, and room for what compression does not save
 
 
 @dataclass(frozen=True)
-class HeSum(Reducer):
+class HeSum(HiddenSum):
     """Adds contributions under CKKS encryption, to exact integers.
 
     Args:
@@ -73,7 +74,6 @@ class HeSum(Reducer):
 
     legs: ClassVar[int] = 4
     counted: ClassVar[int] = 2
-    sees: ClassVar[str] = "total"
     threats: ClassVar[tuple[Sees, ...]] = (
         Sees(
             Adversary.SERVER,
@@ -92,72 +92,50 @@ class HeSum(Reducer):
         if self.encrypted is not None:
             object.__setattr__(self, "encrypted", tuple(self.encrypted))
 
-    def bind(self, signal: Signal, setting: Setting) -> Reducer:
-        """Refuses reals, totals beyond 27 bits, unknown names, and cohorts too small to hide in."""
-        faults = []
-        most = (1 << _TOTAL_BITS) // max(1, setting.most)
+    def faults(self, signal: Signal, setting: Setting) -> Iterator[str]:
+        """What no hidden sum can add, totals beyond 27 bits, and unknown names."""
+        yield from super().faults(signal, setting)
+        most = _most(setting)
         for name in signal.averaged:
             part = signal.parts[name]
-            if part.domain != "integer":
-                faults.append(
-                    f"HeSum adds integers, and '{name}' is real: put Clip(...) and Quantise(bits=16) before it."
-                )
-            elif part.linf > most:
+            if part.domain == "integer" and part.linf > most:
                 bits = int(math.log2(max(1, most))) + 1
-                faults.append(
-                    f"the sum of {setting.most} contributions to '{name}' overflows: use Quantise(bits={bits})."
-                )
+                yield f"the sum of {setting.most} contributions to '{name}' overflows: use Quantise(bits={bits})."
         known = set(signal.parts["value"].shapes) if "value" in signal.parts else set()
         unknown = sorted(set(self.encrypted or ()) - known) if known else []
         if unknown:
-            faults.append(f"encrypted={unknown} are no tensors of the update: choose from {sorted(known)[:8]}.")
-        if setting.cohort < 3:
-            faults.append(f"HeSum over {setting.cohort:g} clients hides nobody: ask at least 3 a round.")
-        if setting.sampling.max_staleness:
-            faults.append("HeSum needs rounds that begin together: set max_staleness=0.")
-        if faults:
+            yield f"encrypted={unknown} are no tensors of the update: choose from {sorted(known)[:8]}."
+
+    def bind(self, signal: Signal, setting: Setting) -> Reducer:
+        """With the grids on which the total is exact."""
+        if faults := list(self.faults(signal, setting)):
             raise fault(*faults)
-        return _Bound(self.encrypted, plan=_Plan.of(signal, self.encrypted, most))
+        return _Bound(self.encrypted, plan=_Plan.of(signal, self.encrypted, _most(setting)))
 
-    def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
-        """Integers are added exactly."""
-        return {name: part.l2 for name, part in signal.parts.items()}
 
-    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
-        """The bound reducer's."""
-        raise ConfigError("HeSum must be bound to a signal before it adds: use it in a pipeline.")
+def _most(setting: Setting) -> int:
+    """The largest integer of one contribution."""
+    return (1 << _TOTAL_BITS) // max(1, setting.most)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is encrypted and how: tensor -> its shape, its type in the total, and what one unit is worth."""
+    """What is encrypted, one tensor after another, and what is not."""
 
-    hidden: Mapping[str, tuple[tuple[int, ...], str, float]]
-    open: Mapping[str, tuple[tuple[int, ...], str]]
-    largest: Mapping[str, int]
+    hidden: tuple[Grid, ...]
+    open: Shapes
 
     @staticmethod
     def of(signal: Signal, encrypted: Sequence[str] | None, most: int) -> "_Plan":
-        hidden, clear, largest = {}, {}, {}
-        for part_name in sorted(signal.parts):
-            part = signal.parts[part_name]
-            for name, (shape, dtype) in part.shapes.items():
-                whole = f"{part_name}/{name}"
-                if encrypted is not None and part_name == "value" and name not in encrypted:
-                    clear[whole] = (tuple(shape), dtype)
-                elif part.domain == "integer":
-                    hidden[whole] = (tuple(shape), "int64", 0.0)
-                    largest[whole] = math.floor(part.linf)
-                else:
-                    bound = part.linf if math.isfinite(part.linf) else 2.0**20
-                    hidden[whole] = (tuple(shape), dtype, bound / most)
-                    largest[whole] = most
-        return _Plan(hidden, clear, largest)
+        shown = [] if encrypted is None else [name for name in signal.shapes if name.startswith("value/")]
+        clear = {name: signal.shapes[name] for name in shown if name.removeprefix("value/") not in (encrypted or ())}
+        hidden = tuple(grid for grid in grids_of(signal, most, _WIDEST) if grid.name not in clear)
+        return _Plan(hidden, clear)
 
     @property
     def count(self) -> int:
         """Integers to encrypt."""
-        return sum(math.prod(shape) for shape, _, _ in self.hidden.values())
+        return sum(grid.count for grid in self.hidden)
 
     @property
     def chunks(self) -> int:
@@ -165,23 +143,13 @@ class _Plan:
         return -(-self.count // _SLOTS)
 
     def encode(self, message: Tensors) -> np.ndarray:
-        """All hidden tensors as one vector of integers; what is out of its bounds saturates."""
-        runs = []
-        for name, (_, _, step) in self.hidden.items():
-            flat = np.asarray(message[name], np.float64).reshape(-1)
-            flat = np.rint(flat / step) if step else flat
-            runs.append(np.clip(flat, -self.largest[name], self.largest[name]))
-        return np.concatenate(runs) if runs else np.zeros(0)
+        """All hidden tensors as one vector of integers: int64, shape (count,)."""
+        return np.concatenate([np.zeros(0, np.int64), *(grid.encode(message[grid.name]) for grid in self.hidden)])
 
-    def decode(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+    def decode(self, total: np.ndarray) -> dict[str, np.ndarray]:
         """The opposite, of a total."""
-        out, at = {}, 0
-        for name, (shape, dtype, step) in self.hidden.items():
-            size = math.prod(shape)
-            run = vector[at : at + size]
-            out[name] = (run * step if step else run).astype(dtype).reshape(shape)
-            at += size
-        return out
+        ends = np.cumsum([grid.count for grid in self.hidden], dtype=np.int64)
+        return {grid.name: grid.decode(run) for grid, run in zip(self.hidden, np.split(total, ends), strict=False)}
 
 
 @dataclass(frozen=True)
@@ -204,120 +172,119 @@ class _Bound(HeSum):
     def worker(self, message: Tensors, seat: Seat) -> Worker:
         """Four messages; two clients open the total."""
         pair = KeyPair.new(seat.entropy)
-        told = yield Tensors({"advert": _bytes(pair.public + seat.sign(b"he sum key\0" + pair.public))})
-        names = tuple(json.loads(_raw(told, "names")))
-        if len(names) < 3 or seat.name not in names or len(set(names)) != len(names):
-            raise SecretRoundVoid(f"the server names {len(names)} clients for one key: nothing was sent.")
-        keys = {}
-        for at, name in enumerate(names):
-            advert = _raw(told, f"advert/{at}")
-            seat.verify(name, b"he sum key\0" + advert[:PUBLIC_BYTES], advert[PUBLIC_BYTES:])
-            keys[name] = advert[:PUBLIC_BYTES]
-        purpose = b"he sum\0" + seat.context
-        leader = names[0]
+        told = yield Tensors({"advert": as_array(pair.public + seat.sign(_KEY + pair.public))})
+        names, keys = _roster(told, seat)
+        leader, purpose = names[0], b"he sum\0" + seat.context
         if seat.name == leader:
             context = _new_context()
             content = context.serialize(save_secret_key=True, save_galois_keys=False, save_relin_keys=False)
-            sealed = {
-                f"sealed/{at}": _bytes(
-                    seal(pair.agree(keys[name], purpose), content, _label(leader, name), seat.entropy)
-                )
-                for at, name in enumerate(names)
-                if name != leader
-            }
-            yield Tensors({"none": np.zeros(0, np.uint8), **sealed})
+            sealed = {}
+            for at, name in enumerate(names[1:], start=1):
+                box = seal(pair.agree(keys[name], purpose), content, _label(leader, name), seat.entropy)
+                sealed[f"sealed/{at}"] = as_array(box)
+            told = yield NOTHING.updated(sealed)
         else:
-            told = yield Tensors({"none": np.zeros(0, np.uint8)})
-            shared = pair.agree(keys[leader], purpose)
-            content = unseal(shared, _raw(told, "sealed"), _label(leader, seat.name))
+            told = yield NOTHING
+            content = unseal(pair.agree(keys[leader], purpose), bytes_of(told, "sealed"), _label(leader, seat.name))
             context = tenseal.context_from(content)
         told = yield self._encrypted(message, context)
-        if "text" in told:
-            yield Tensors({"total": self._opened(told, context)})
-        else:
-            yield Tensors({"none": np.zeros(0, np.uint8)})
+        yield Tensors({"total": self._opened(told, context)}) if "text" in told else NOTHING
 
-    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
-        """Adds ciphertexts as they come; its context has no secret key."""
-        context = _public_context()
-        total: list[Any] = []
-        clear: dict[str, np.ndarray] = {}
-        adverts: dict[str, bytes] = {}
-        sealed: dict[str, np.ndarray] = {}
-        opened: list[np.ndarray] = []
-        order: list[str] = []
-        answers: Mapping[str, Tensors] | str | None = None
-        for leg in range(self.legs):
-            while isinstance(event := (yield answers), Arrived):
-                answers = None
-                try:
-                    if leg == 0:
-                        adverts[event.client] = self._advert(event, seat)
-                    elif leg == 1 and event.client == order[0]:
-                        sealed = {order[int(at)]: event.message[f"sealed/{at}"] for at in event.message.part("sealed")}
-                    elif leg == 2:
-                        total = _added(total, _texts(event.message, self.plan.chunks), context)
-                        for name in self.plan.open:
-                            given = np.asarray(event.message[name]).astype(np.int64)
-                            clear[name] = clear[name] + given if name in clear else given
-                    elif leg == 3 and "total" in event.message:
-                        opened.append(self._checked(_array(event.message, "total", 1)))
-                except HansaError as error:
-                    answers = str(error)
-            assert isinstance(event, Closed)
-            if len(event.survivors) < (1 if leg == self.legs - 1 else 3):
-                raise SecretRoundVoid(f"{len(event.survivors)} clients are left, too few: nothing was revealed.")
-            answers = self._next(leg, event.survivors, order, adverts, sealed, total)
-        if not opened or any(not np.array_equal(each, opened[0]) for each in opened):
-            raise SecretRoundVoid("the clients that open the total are gone, or do not agree: it is not used.")
-        return Tensors({**self.plan.decode(opened[0]), **clear})
-
-    def _next(
-        self, leg: int, survivors: Sequence[str], order: list[str], adverts: Mapping[str, bytes],
-        sealed: Mapping[str, np.ndarray], total: Sequence[Any],
-    ) -> dict[str, Tensors]:  # fmt: skip
-        nothing = Tensors({"none": np.zeros(0, np.uint8)})
-        if leg == 0:
-            order[:] = survivors
-            listed = {f"advert/{at}": _bytes(adverts[name]) for at, name in enumerate(order)}
-            return dict.fromkeys(order, Tensors({"names": _bytes(json.dumps(order).encode()), **listed}))
-        if leg == 1:
-            if order[0] not in survivors:
-                raise SecretRoundVoid(f"'{order[0]}', who makes the key, is gone: nothing was revealed.")
-            return {name: Tensors({"sealed": sealed[name]}) if name in sealed else nothing for name in survivors}
-        if leg == 2:
-            texts = [vector.serialize() for vector in total]
-            lengths = np.array([len(text) for text in texts], np.int64)
-            asked = Tensors({"text": _bytes(b"".join(texts)), "lengths": lengths})
-            return {name: asked if at < _OPENERS else nothing for at, name in enumerate(survivors)}
-        return {}
-
-    def _advert(self, event: Arrived, seat: Seat) -> bytes:
-        raw = _raw(event.message, "advert")
-        seat.verify(event.client, b"he sum key\0" + raw[:PUBLIC_BYTES], raw[PUBLIC_BYTES:])
-        return raw
+    def aggregator(self, cohort: Sequence[str], seat: Seat) -> Aggregator:
+        """Its context has no secret key."""
+        return _Ciphertexts(self.plan, seat)
 
     def _encrypted(self, message: Tensors, context: Any) -> Tensors:
         """One chunk of slots after another, so that memory holds one ciphertext more than what is sent."""
-        vector, texts = self.plan.encode(message), []
-        for at in range(0, len(vector), _SLOTS):
-            texts.append(tenseal.ckks_vector(context, vector[at : at + _SLOTS]).serialize())
-        lengths = np.array([len(text) for text in texts], np.int64)
-        clear = {name: message[name] for name in self.plan.open}
-        return Tensors({"cipher/text": _bytes(b"".join(texts)), "lengths/each": lengths, **clear})
+        vector, starts = self.plan.encode(message), range(0, self.plan.count, _SLOTS)
+        texts = [tenseal.ckks_vector(context, vector[at : at + _SLOTS]).serialize() for at in starts]
+        text, lengths = _joined(texts)
+        return Tensors(
+            {"cipher/text": text, "lengths/each": lengths, **{name: message[name] for name in self.plan.open}}
+        )
 
     def _opened(self, told: Tensors, context: Any) -> np.ndarray:
-        out, at, text = [], 0, _raw(told, "text")
-        for length in _array(told, "lengths", 1):
-            out.append(np.rint(tenseal.ckks_vector_from(context, text[at : at + int(length)]).decrypt()))
-            at += int(length)
-        total = np.concatenate(out) if out else np.zeros(0)
-        return self._checked(total.astype(np.int64))
+        texts = _parted(bytes_of(told, "text"), array_of(told, "lengths", 1), self.plan.chunks)
+        chunks = [np.rint(tenseal.ckks_vector_from(context, text).decrypt()).astype(np.int64) for text in texts]
+        return np.concatenate([np.zeros(0, np.int64), *chunks])
+
+
+class _Ciphertexts(Aggregator):
+    """Adds ciphertexts as they come; what two clients open of the sum must agree."""
+
+    def __init__(self, plan: _Plan, seat: Seat) -> None:
+        self._plan, self._seat, self._context = plan, seat, _public_context()
+        self._adverts: dict[str, bytes] = {}
+        self._order: list[str] = []  # of the clients, whose first makes the key
+        self._sealed: dict[int, bytes] = {}  # by place in that order
+        self._sum: list[Any] = []
+        self._clear: dict[str, np.ndarray] = {}
+        self._opened: list[np.ndarray] = []
+
+    def take(self, leg: int, client: str, message: Tensors) -> None:
+        if leg == 0:
+            _verified(client, advert := bytes_of(message, "advert"), self._seat)
+            self._adverts[client] = advert
+        elif leg == 1 and client == self._order[0]:
+            self._sealed = bytes_by_place(message, "sealed")
+        elif leg == 2:
+            self._add(message)
+        elif leg == 3 and "total" in message:
+            self._opened.append(self._checked(array_of(message, "total", 1)))
+
+    def _add(self, message: Tensors) -> None:
+        texts = _parted(bytes_of(message, "cipher/text"), array_of(message, "lengths/each", 1), self._plan.chunks)
+        try:
+            vectors = [tenseal.ckks_vector_from(self._context, text) for text in texts]
+        except (ValueError, RuntimeError):
+            raise ProtocolError("a ciphertext cannot be read.") from None
+        self._sum = [a + b for a, b in zip(self._sum, vectors, strict=True)] if self._sum else vectors
+        for name in self._plan.open:
+            given = np.asarray(message[name]).astype(np.int64)
+            self._clear[name] = self._clear[name] + given if name in self._clear else given
+
+    def close(self, leg: int, survivors: Sequence[str]) -> Mapping[str, Tensors]:
+        if len(survivors) < (1 if leg == 3 else 3):
+            raise SecretRoundVoid(f"{len(survivors)} clients are left, too few: nothing was revealed.")
+        if leg == 0:
+            self._order = list(survivors)
+            adverts = {f"advert/{at}": as_array(self._adverts[name]) for at, name in enumerate(survivors)}
+            return dict.fromkeys(survivors, Tensors({"names": as_names(survivors), **adverts}))
+        if leg == 1:
+            if self._order[0] not in survivors:
+                raise SecretRoundVoid(f"'{self._order[0]}', who makes the key, is gone: nothing was revealed.")
+            place = {name: at for at, name in enumerate(self._order)}
+            boxes = {name: self._sealed.get(place[name]) for name in survivors}
+            return {name: Tensors({"sealed": as_array(box)}) if box else NOTHING for name, box in boxes.items()}
+        if leg == 2:
+            text, lengths = _joined([vector.serialize() for vector in self._sum])
+            openers = dict.fromkeys(survivors[:_OPENERS], Tensors({"text": text, "lengths": lengths}))
+            return dict.fromkeys(survivors, NOTHING) | openers
+        return {}
 
     def _checked(self, total: np.ndarray) -> np.ndarray:
-        if len(total) < self.plan.count or total.dtype != np.int64:
-            raise ProtocolError(f"a total of {len(total)} numbers, where {self.plan.count} were encrypted.")
-        return total[: self.plan.count]
+        if len(total) < self._plan.count or total.dtype != np.int64:
+            raise ProtocolError(f"a total of {len(total)} numbers, where {self._plan.count} were encrypted.")
+        return total[: self._plan.count]
+
+    def total(self) -> Tensors:
+        if not self._opened or any(not np.array_equal(each, self._opened[0]) for each in self._opened):
+            raise SecretRoundVoid("the clients that open the total are gone, or do not agree: it is not used.")
+        return Tensors({**self._plan.decode(self._opened[0]), **self._clear})
+
+
+def _roster(told: Tensors, seat: Seat) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """Who shares one key, and each one's own, signed."""
+    names = names_of(told)
+    if len(names) < 3 or seat.name not in names or len(set(names)) != len(names):
+        raise SecretRoundVoid(f"the server names {len(names)} clients for one key: nothing was sent.")
+    return names, {name: _verified(name, bytes_of(told, f"advert/{at}"), seat) for at, name in enumerate(names)}
+
+
+def _verified(client: str, advert: bytes, seat: Seat) -> bytes:
+    """The public key of an advert; IdentityError unless its client signed it."""
+    seat.verify(client, _KEY + advert[:PUBLIC_BYTES], advert[PUBLIC_BYTES:])
+    return advert[:PUBLIC_BYTES]
 
 
 def _new_context(kind: Any = tenseal.ENCRYPTION_TYPE.SYMMETRIC) -> Any:
@@ -333,20 +300,17 @@ def _public_context() -> Any:
     return context
 
 
-def _texts(message: Tensors, chunks: int) -> list[bytes]:
-    lengths, text = _array(message, "lengths/each", 1), _raw(message, "cipher/text")
-    if len(lengths) != chunks or int(lengths.sum()) != len(text) or (lengths < 1).any():
+def _joined(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Ciphertexts one after another, and their lengths."""
+    return as_array(b"".join(texts)), np.array([len(text) for text in texts], np.int64)
+
+
+def _parted(text: bytes, lengths: np.ndarray, count: int) -> list[bytes]:
+    """The opposite; ProtocolError unless there are so many of them."""
+    if len(lengths) != count or int(lengths.sum()) != len(text) or (lengths < 1).any():
         raise ProtocolError("the ciphertexts' lengths do not fill the message.")
     ends = np.cumsum(lengths)
     return [text[int(end - length) : int(end)] for length, end in zip(lengths, ends, strict=True)]
-
-
-def _added(total: list[Any], texts: Sequence[bytes], context: Any) -> list[Any]:
-    try:
-        vectors = [tenseal.ckks_vector_from(context, text) for text in texts]
-    except (ValueError, RuntimeError):
-        raise ProtocolError("a ciphertext cannot be read.") from None
-    return [a + b for a, b in zip(total, vectors, strict=True)] if total else vectors
 
 
 def _label(leader: str, client: str) -> bytes:

@@ -10,26 +10,14 @@ drop out at any time at no cost; helpers must stay.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
-from hansa.core.errors import ConfigError, HansaError, MissingExtra, ProtocolError, SecretRoundVoid
-from hansa.core.pipeline import (
-    Arrived,
-    Closed,
-    Part,
-    Reducer,
-    Seat,
-    Sensitivity,
-    Server,
-    Setting,
-    Signal,
-    Worker,
-    fault,
-)
+from hansa.core.errors import ConfigError, MissingExtra, ProtocolError, SecretRoundVoid
+from hansa.core.pipeline import Part, Reducer, Seat, Setting, Signal, Worker, fault
 from hansa.core.tensors import Tensors
 
 try:
@@ -39,14 +27,25 @@ except ModuleNotFoundError as error:
 
 from hansa.crypto.masking import KEY_BYTES, add_mask
 from hansa.privacy.threats import Adversary, Sees
-from hansa.stages.secure_sum import Layout, _array, _bytes, _raw, fewest_clients
+from hansa.stages.hidden_sum import (
+    NOTHING,
+    Aggregator,
+    HiddenSum,
+    array_of,
+    as_array,
+    as_names,
+    bytes_of,
+    fewest_clients,
+    names_of,
+)
+from hansa.stages.residues import Layout
 
 _SIGNATURE = 4096  # with its certificate, at most
 _SEALED = PUBLIC_BYTES + SEAL_BYTES + KEY_BYTES
 
 
 @dataclass(frozen=True)
-class MpcSum(Reducer):
+class MpcSum(HiddenSum):
     """The total of a cohort, computed by the server together with helpers that it does not command.
 
     Args:
@@ -65,7 +64,6 @@ class MpcSum(Reducer):
 
     legs: ClassVar[int] = 3
     counted: ClassVar[int] = 1
-    sees: ClassVar[str] = "total"
     threats: ClassVar[tuple[Sees, ...]] = (
         Sees(Adversary.SERVER, "the total; who took part", "at least one helper does not work with it"),
         Sees(
@@ -86,28 +84,17 @@ class MpcSum(Reducer):
         if not self.helpers or len(set(self.helpers)) != len(self.helpers):
             raise ConfigError(f"helpers={self.helpers}: name at least one party, each once.")
 
+    def faults(self, signal: Signal, setting: Setting) -> Iterator[str]:
+        """What no hidden sum can add, and clients that are asked beyond the cohort."""
+        yield from super().faults(signal, setting)
+        if setting.sampling.over_select:
+            yield "MpcSum needs rounds that begin together: set over_select=0."
+
     def bind(self, signal: Signal, setting: Setting) -> Reducer:
-        """Refuses what is not made of integers, staleness, and cohorts too small to hide in."""
-        faults = [
-            f"MpcSum adds integers, and '{name}' is real: put Clip(...) and Quantise(bits=16) before it."
-            for name in signal.averaged
-            if signal.parts[name].domain != "integer"
-        ]
-        if setting.cohort < 3:
-            faults.append(f"MpcSum over {setting.cohort:g} clients hides nobody: ask at least 3 a round.")
-        if setting.sampling.max_staleness or setting.sampling.over_select:
-            faults.append("MpcSum needs rounds that begin together: set max_staleness=0 and over_select=0.")
-        if faults:
+        """With the smallest moduli that hold the sum."""
+        if faults := list(self.faults(signal, setting)):
             raise fault(*faults)
         return _Bound(self.helpers, layout=Layout.of(signal, setting.most), named=fewest_clients(setting))
-
-    def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
-        """Integers are added exactly."""
-        return {name: part.l2 for name, part in signal.parts.items()}
-
-    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
-        """The bound reducer's."""
-        raise ConfigError("MpcSum must be bound to a signal before it adds: use it in a pipeline.")
 
 
 @dataclass(frozen=True)
@@ -125,28 +112,28 @@ class _Bound(MpcSum):
 
     def worker(self, message: Tensors, seat: Seat) -> Worker:
         """Waits for the helpers' keys, and sends the masked contribution."""
-        told = yield Tensors({"here": np.zeros(0, np.uint8)})
+        told = yield NOTHING
         runs, sealed = self.layout.encode(message), []
         for name in self.helpers:
-            advert = _raw(told, f"helper/{name}")
+            advert = bytes_of(told, f"helper/{name}")
             public, signature = advert[:PUBLIC_BYTES], advert[PUBLIC_BYTES:]
             seat.verify(name, b"mpc sum key\0" + public, signature)
             mine, key = KeyPair.new(seat.entropy), seat.entropy(KEY_BYTES)
             shared = mine.agree(public, b"mpc sum\0" + seat.context)
-            sealed.append(_bytes(mine.public + seal(shared, key, _label(seat.name, name), seat.entropy)))
+            sealed.append(as_array(mine.public + seal(shared, key, _label(seat.name, name), seat.entropy)))
             add_mask(runs, key)
         boxes = np.concatenate(sealed)
-        signed = _bytes(seat.sign(b"mpc sum boxes\0" + boxes.tobytes()))
+        signed = as_array(seat.sign(b"mpc sum boxes\0" + boxes.tobytes()))
         packed = self.layout.fields.pack(runs)
         yield Tensors({"masked/vector": packed, "keys/sealed": boxes, "keys/signature": signed})
-        yield Tensors({"here": np.zeros(0, np.uint8)})
+        yield NOTHING
 
     def helper(self, seat: Seat) -> Worker:
         """Advertises a key, and adds up the masks of those that the server counted, once for this attempt."""
         pair = KeyPair.new(seat.entropy)
-        yield Tensors({"advert": _bytes(pair.public + seat.sign(b"mpc sum key\0" + pair.public))})
-        told = yield Tensors({"here": np.zeros(0, np.uint8)})
-        names, sealed = tuple(json.loads(_raw(told, "names"))), _array(told, "sealed", 2)
+        yield Tensors({"advert": as_array(pair.public + seat.sign(b"mpc sum key\0" + pair.public))})
+        told = yield NOTHING
+        names, sealed = names_of(told), array_of(told, "sealed", 2)
         if (
             len(names) < self.named
             or len(set(names)) != len(names)
@@ -156,62 +143,60 @@ class _Bound(MpcSum):
         seat.once("clients of an mpc sum", json.dumps(sorted(names)).encode())
         total, mine = self.layout.fields.zeros(), list(self.helpers).index(seat.name)
         for at, (name, boxes) in enumerate(zip(names, sealed, strict=True)):
-            seat.verify(name, b"mpc sum boxes\0" + boxes.tobytes(), _raw(told, f"signature/{at}"))
+            seat.verify(name, b"mpc sum boxes\0" + boxes.tobytes(), bytes_of(told, f"signature/{at}"))
             raw = boxes[mine * _SEALED : (mine + 1) * _SEALED].tobytes()
             shared = pair.agree(raw[:PUBLIC_BYTES], b"mpc sum\0" + seat.context)
             add_mask(total, unseal(shared, raw[PUBLIC_BYTES:], _label(name, seat.name)))
         yield Tensors({"sum": self.layout.fields.pack(total)})
 
-    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
-        """Adds masked vectors as they come; takes the helpers' sums of masks away."""
-        fields, total = self.layout.fields, self.layout.fields.zeros()
-        adverts: dict[str, bytes] = {}
-        boxes: dict[str, Tensors] = {}
-        answers: Mapping[str, Tensors] | str | None = None
-        masks: dict[str, list[np.ndarray]] = {}
-        for leg in range(self.legs):
-            while isinstance(event := (yield answers), Arrived):
-                answers = None
-                try:
-                    if leg == 0 and event.client in self.helpers:
-                        adverts[event.client] = _raw(event.message, "advert")
-                    elif leg == 1 and event.client not in self.helpers:
-                        for summed, run in zip(
-                            total, fields.unpack(_array(event.message, "masked/vector", 1)), strict=True
-                        ):
-                            summed += run
-                        boxes[event.client] = event.message.part("keys")
-                    elif leg == 2 and event.client in self.helpers:
-                        masks[event.client] = fields.unpack(_array(event.message, "sum", 1))
-                except HansaError as error:
-                    answers = str(error)
-            assert isinstance(event, Closed)
-            gone = [name for name in self.helpers if name not in event.survivors]
-            if gone:
-                raise SecretRoundVoid(f"the helpers {gone} are gone: nothing of this round was revealed.")
-            if leg == 0:
-                told = Tensors({f"helper/{name}": _bytes(advert) for name, advert in adverts.items()})
-                answers = dict.fromkeys(event.survivors, told)
-            elif leg == 1:
-                counted = [name for name in event.survivors if name in boxes]
-                if set(counted) != set(boxes):
-                    raise ProtocolError("a vector was added whose sender is not among the survivors.")
-                if len(counted) < self.named:
-                    raise SecretRoundVoid(
-                        f"{len(counted)} clients are left, too few: nothing of this round was revealed."
-                    )
-                answers = dict.fromkeys(event.survivors, Tensors({"done": np.zeros(0, np.uint8)}))
-                signatures = {f"signature/{at}": boxes[name]["signature"] for at, name in enumerate(counted)}
-                rows = np.stack([_array(boxes[name], "sealed", 1) for name in counted])
-                asked = Tensors({"names": _bytes(json.dumps(counted).encode()), "sealed": rows, **signatures})
-                answers.update(dict.fromkeys(self.helpers, asked))
-        for runs in masks.values():
-            for summed, run in zip(total, runs, strict=True):
-                summed -= run
-        bits = fields.bits
-        return self.layout.decode(
-            [run & run.dtype.type((1 << each) - 1) for run, each in zip(total, bits, strict=True)]
-        )
+    def aggregator(self, cohort: Sequence[str], seat: Seat) -> Aggregator:
+        """Knows no keys."""
+        return _Masked(self)
+
+
+class _Masked(Aggregator):
+    """Adds masked vectors as they come; takes the helpers' sums of masks away."""
+
+    def __init__(self, bound: _Bound) -> None:
+        self._bound, self._fields = bound, bound.layout.fields
+        self._sum = self._fields.zeros()
+        self._adverts: dict[str, bytes] = {}
+        self._keys: dict[str, Tensors] = {}  # of those whose vector was added, sealed for the helpers
+
+    def take(self, leg: int, client: str, message: Tensors) -> None:
+        helps = client in self._bound.helpers
+        if leg == 0 and helps:
+            self._adverts[client] = bytes_of(message, "advert")
+        elif leg == 1 and not helps:
+            self._fields.add_packed(self._sum, array_of(message, "masked/vector", 1))
+            self._keys[client] = message.part("keys")
+        elif leg == 2 and helps:
+            for summed, masks in zip(self._sum, self._fields.unpack(array_of(message, "sum", 1)), strict=True):
+                summed -= masks
+
+    def close(self, leg: int, survivors: Sequence[str]) -> Mapping[str, Tensors]:
+        if gone := [name for name in self._bound.helpers if name not in survivors]:
+            raise SecretRoundVoid(f"the helpers {gone} are gone: nothing of this round was revealed.")
+        if leg == 0:
+            adverts = {f"helper/{name}": as_array(advert) for name, advert in self._adverts.items()}
+            return dict.fromkeys(survivors, Tensors(adverts))
+        if leg == 1:
+            asked = self._asked([name for name in survivors if name in self._keys])
+            return {**dict.fromkeys(survivors, NOTHING), **dict.fromkeys(self._bound.helpers, asked)}
+        return {}
+
+    def _asked(self, counted: Sequence[str]) -> Tensors:
+        """Whose masks the helpers are asked to add."""
+        if set(counted) != set(self._keys):
+            raise ProtocolError("a vector was added whose sender is not among the survivors.")
+        if len(counted) < self._bound.named:
+            raise SecretRoundVoid(f"{len(counted)} clients are left, too few: nothing of this round was revealed.")
+        signatures = {f"signature/{at}": self._keys[name]["signature"] for at, name in enumerate(counted)}
+        rows = np.stack([array_of(self._keys[name], "sealed", 1) for name in counted])
+        return Tensors({"names": as_names(counted), "sealed": rows, **signatures})
+
+    def total(self) -> Tensors:
+        return self._bound.layout.decode(self._sum)
 
 
 def _label(client: str, helper: str) -> bytes:

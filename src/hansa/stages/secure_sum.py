@@ -7,30 +7,17 @@ it must be known before any data how large one can be: that is what `Clip` and `
 travel inside the same sum.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
-from hansa.core.errors import ConfigError, HansaError, MissingExtra, ProtocolError
-from hansa.core.pipeline import (
-    Arrived,
-    Closed,
-    Part,
-    Reducer,
-    Seat,
-    Sensitivity,
-    Server,
-    Setting,
-    Signal,
-    Worker,
-    fault,
-)
+from hansa.core.errors import ConfigError, MissingExtra
+from hansa.core.pipeline import Part, Reducer, Seat, Setting, Signal, Worker, fault
 from hansa.core.sampling import Stream
-from hansa.core.tensors import Array, Tensors
+from hansa.core.tensors import Tensors
 
 try:
     from hansa.crypto import secagg
@@ -40,13 +27,23 @@ except ModuleNotFoundError as error:
 from hansa.crypto.secagg.graph import Graph, choose_graph
 from hansa.crypto.secagg.terms import SEALED_BYTES, void
 from hansa.privacy.threats import Adversary, Sees
-
-_RANGE = 2.0**30  # of numbers without a declared bound: metrics beyond it saturate
-_FINEST = 50  # bits of magnitude of a number on its grid
+from hansa.stages.hidden_sum import (
+    NOTHING,
+    Aggregator,
+    HiddenSum,
+    array_of,
+    as_array,
+    as_names,
+    bytes_by_place,
+    bytes_of,
+    fewest_clients,
+    names_of,
+)
+from hansa.stages.residues import Layout
 
 
 @dataclass(frozen=True)
-class SecureSum(Reducer):
+class SecureSum(HiddenSum):
     """Adds contributions under masks that cancel, with drop-outs at any leg.
 
     Args:
@@ -83,7 +80,6 @@ class SecureSum(Reducer):
 
     legs: ClassVar[int] = 5
     counted: ClassVar[int] = 2
-    sees: ClassVar[str] = "total"
     threats: ClassVar[tuple[Sees, ...]] = (
         Sees(
             Adversary.SERVER,
@@ -128,120 +124,29 @@ class SecureSum(Reducer):
         """Clients that every round has; those of a group are not promised to be more than 3."""
         return 3 if self.groups_of is not None else fewest_clients(setting)
 
-    def bind(self, signal: Signal, setting: Setting) -> "Reducer":
-        """Refuses what has no bound, cohorts too small to hide in, and rates that no graph stands."""
-        faults = []
-        for name in signal.averaged:
-            if signal.parts[name].domain != "integer":
-                faults.append(
-                    f"SecureSum adds integers, and '{name}' is real: put Clip(...) and Quantise(bits=16) before it"
-                    + ("; buffers: make them FROZEN, or use group norm." if name == "buffers" else ".")
-                )
-        cohort, fewest = math.ceil(setting.cohort), self.fewest(setting)
-        if cohort < 3:
-            faults.append(f"SecureSum over {cohort} clients hides nobody: ask at least 3 a round.")
+    def faults(self, signal: Signal, setting: Setting) -> Iterator[str]:
+        """What no hidden sum can add, and noise of which a group has too few shares."""
+        yield from super().faults(signal, setting)
         if self.groups_of is not None and any(part.modulus is not None for part in signal.parts.values()):
-            faults.append(
+            yield (
                 f"groups_of={self.groups_of} shows the server sums with too few shares of the clients' noise: "
                 "leave groups_of out, or take Gaussian instead."
             )
-        if setting.sampling.max_staleness:
-            faults.append("SecureSum needs rounds that begin together: set max_staleness=0.")
-        graph = None
+
+    def bind(self, signal: Signal, setting: Setting) -> Reducer:
+        """Chooses a round's graph, refusing rates that none stands, and the smallest moduli that hold its sum."""
+        faults, graph, fewest = list(self.faults(signal, setting)), None, self.fewest(setting)
         try:
-            graph = self.graph(cohort, fewest) if cohort >= 3 else None
+            graph = self.graph(max(3, math.ceil(setting.cohort)), fewest)
         except ConfigError as error:
             faults.append(f"SecureSum: {error}")
         if faults:
             raise fault(*faults)
-        layout = Layout.of(signal, setting.most)
         return _Bound(
             self.threshold, dropout=self.dropout, corrupt=self.corrupt, lying=self.lying, groups_of=self.groups_of,
-            layout=layout, degree=None if graph is None else graph.neighbours,
+            layout=Layout.of(signal, setting.most), degree=None if graph is None else graph.neighbours,
             holders=None if graph is None else graph.threshold, named=fewest,
         )  # fmt: skip
-
-    def settle(self, signal: Signal, setting: Setting) -> Sensitivity:
-        """Integers are added exactly; numbers on a grid are rounded to it once."""
-        return {name: part.l2 for name, part in signal.parts.items()}
-
-    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
-        """The bound reducer's."""
-        raise ConfigError("SecureSum must be bound to a signal before it adds: use it in a pipeline.")
-
-
-def fewest_clients(setting: Setting) -> int:
-    """How many clients hide each other in every round of a job, at least: 3, or more where its sampling promises it."""
-    who, expected = setting.sampling, setting.cohort
-    if who.quorum is not None:
-        return max(3, who.quorum)
-    if who.kind == "poisson":  # fewer come with a probability below 10⁻²⁰: Chernoff's bound is exp(−t² / 2m)
-        return max(3, math.ceil(expected - 10 * math.sqrt(expected)))
-    return max(3, math.floor(expected)) if who.kind == "fixed" else 3
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each tensor of a message lies among the residues.
-
-    Args:
-      names: of the tensors, in order.
-      shapes: shape and dtype of each in the total.
-      steps: what one unit is worth; None for integers.
-      most: the largest magnitude of a residue of one contribution.
-      fields: runs of residues: one for each tensor.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[tuple[int, ...], str], ...]
-    steps: tuple[float | None, ...]
-    most: tuple[int, ...]
-    fields: secagg.Fields
-
-    @staticmethod
-    def of(signal: Signal, clients: int) -> "Layout":
-        """The layout for this signal and at most so many contributions."""
-        names, shapes, steps, largest, counts, bits = [], [], [], [], [], []
-        headroom = math.ceil(math.log2(max(2, clients)))
-        for part_name in sorted(signal.parts):
-            part = signal.parts[part_name]
-            integers = part.domain == "integer"
-            for name, (shape, dtype) in part.shapes.items():
-                most = math.floor(part.linf) if integers else 1 << min(_FINEST, 62 - headroom)
-                bound = part.linf if math.isfinite(part.linf) else _RANGE
-                names.append(f"{part_name}/{name}")
-                shapes.append((tuple(shape), "int64" if integers else dtype))
-                steps.append(None if integers else bound / most)
-                largest.append(most)
-                counts.append(math.prod(shape))
-                bits.append(max(1, math.ceil(math.log2(2 * clients * most + 1))))
-        too_wide = [name for name, wide in zip(names, bits, strict=True) if wide > 64]
-        if too_wide:
-            raise fault(f"the sum of {clients} contributions of {too_wide} overflows 64 bits: lower Quantise's bits.")
-        return Layout(
-            tuple(names), tuple(shapes), tuple(steps), tuple(largest), secagg.Fields(tuple(counts), tuple(bits))
-        )
-
-    def encode(self, message: Tensors) -> list[np.ndarray]:
-        """A contribution as residues; what is out of its bounds saturates."""
-        runs = []
-        words = self.fields.zeros()
-        for name, step, most, word in zip(self.names, self.steps, self.most, words, strict=True):
-            flat = np.asarray(message[name]).reshape(-1)
-            if step is not None:
-                flat = np.rint(np.clip(flat / step, -float(most), float(most)))
-            runs.append(np.clip(flat.astype(np.int64), -most, most).astype(word.dtype))
-        return runs
-
-    def decode(self, runs: Sequence[np.ndarray]) -> Tensors:
-        """The total of residues as it was before: integers as int64, numbers in their own type."""
-        out: dict[str, Array] = {}
-        for name, (shape, dtype), step, bits, run in zip(
-            self.names, self.shapes, self.steps, self.fields.bits, runs, strict=True
-        ):
-            signed = _signed(run, bits)
-            out[name] = (signed if step is None else (signed * step).astype(dtype)).reshape(shape)
-        return Tensors(out)
 
 
 @dataclass(frozen=True)
@@ -260,43 +165,21 @@ class _Bound(SecureSum):
     def worker(self, message: Tensors, seat: Seat) -> Worker:
         """Five messages."""
         client = secagg.Client(self._terms(seat), seat)
-        told = yield Tensors({"advert": _bytes(client.advertise())})
-        roster = secagg.Roster(tuple(json.loads(_raw(told, "names"))), _raw(told, "digests"), self.degree, seat.context)
-        sealed = client.share(roster, _by_place(told, "advert"))
-        told = yield Tensors({"sealed": _bytes(b"".join(sealed)).reshape(len(sealed), SEALED_BYTES)})
-        places, shares = _array(told, "places", 1), _array(told, "sealed", 2)
-        packed = client.mask(
-            {int(at): share.tobytes() for at, share in zip(places, shares, strict=True)}, self.layout.encode(message)
-        )
-        told = yield Tensors({"masked/vector": packed})
-        told = yield Tensors({"signature": _bytes(client.agree([int(at) for at in _array(told, "survivors", 1)]))})
-        yield Tensors({"revealed": client.unmask(_by_place(told, "signature"))})
+        told = yield Tensors({"advert": as_array(client.advertise())})
+        roster = secagg.Roster(names_of(told), bytes_of(told, "digests"), self.degree, seat.context)
+        sealed = client.share(roster, bytes_by_place(told, "advert"))
+        told = yield Tensors({"sealed": as_array(b"".join(sealed)).reshape(len(sealed), SEALED_BYTES)})
+        places, shares = array_of(told, "places", 1), array_of(told, "sealed", 2)
+        shares_of = {int(at): share.tobytes() for at, share in zip(places, shares, strict=True)}
+        told = yield Tensors({"masked/vector": client.mask(shares_of, self.layout.encode(message))})
+        survivors = [int(at) for at in array_of(told, "survivors", 1)]
+        told = yield Tensors({"signature": as_array(client.agree(survivors))})
+        yield Tensors({"revealed": client.unmask(bytes_by_place(told, "signature"))})
 
-    def server(self, cohort: Sequence[str], seat: Seat) -> Server:
-        """Each group by itself; their sums are added."""
+    def aggregator(self, cohort: Sequence[str], seat: Seat) -> Aggregator:
+        """One server for each group."""
         groups = self._groups(cohort, seat)
-        group_of = {name: at for at, group in enumerate(groups) for name in group}
-        servers = [secagg.Server(self._terms(seat), seat) for _ in groups]
-        answers: Mapping[str, Tensors] | str | None = None
-        for leg in range(self.legs):
-            while isinstance(event := (yield answers), Arrived):
-                answers = None
-                try:
-                    _take(servers[group_of[event.client]], leg, event)
-                except HansaError as error:
-                    answers = str(error)
-            assert isinstance(event, Closed)
-            there = [[name for name in event.survivors if group_of[name] == at] for at in range(len(groups))]
-            if leg == self.legs - 1:
-                break
-            answers = {}
-            for server, names in zip(servers, there, strict=True):
-                answers.update(_close(server, leg, names))
-        totals = [server.total() for server in servers]
-        summed = [np.sum(np.stack(runs), axis=0, dtype=runs[0].dtype) for runs in zip(*totals, strict=True)]
-        return self.layout.decode(
-            [run & run.dtype.type((1 << bits) - 1) for run, bits in zip(summed, self.layout.fields.bits, strict=True)]
-        )
+        return _Groups(self.layout, {secagg.Server(self._terms(seat), seat): group for group in groups})
 
     def _groups(self, cohort: Sequence[str], seat: Seat) -> list[list[str]]:
         """Groups of like size, in an order that this conversation draws."""
@@ -309,74 +192,65 @@ class _Bound(SecureSum):
         return secagg.Terms(seat.context, self.layout.fields, self.threshold, self.degree, self.holders, self.named)
 
 
-def _take(server: secagg.Server, leg: int, event: Arrived) -> None:
-    name, message = event.client, event.message
-    if leg == 0:
-        server.add_advert(name, _raw(message, "advert"))
-    elif leg == 1:
-        server.add_shares(name, [row.tobytes() for row in _array(message, "sealed", 2)])
-    elif leg == 2:
-        server.add_masked(name, _array(message, "masked/vector", 1))
-    elif leg == 3:
-        server.add_agreement(name, _raw(message, "signature"))
-    else:
-        server.add_revealed(name, _array(message, "revealed", 2))
+class _Groups(Aggregator):
+    """Each group has a conversation by itself; their sums are added."""
 
+    def __init__(self, layout: Layout, groups: Mapping[secagg.Server, Sequence[str]]) -> None:
+        self._layout, self._servers = layout, list(groups)
+        self._server_of = {name: server for server, group in groups.items() for name in group}
 
-def _close(server: secagg.Server, leg: int, names: Sequence[str]) -> dict[str, Tensors]:
-    if leg == 0:
-        answers = {}
-        for name, (roster, adverts) in server.close_adverts(names).items():
-            listed = {f"advert/{at}": _bytes(advert) for at, advert in adverts.items()}
-            names_bytes = _bytes(json.dumps(roster.names).encode())
-            answers[name] = Tensors({"names": names_bytes, "digests": _bytes(roster.digests), **listed})
+    def take(self, leg: int, client: str, message: Tensors) -> None:
+        server = self._server_of[client]
+        match leg:
+            case 0:
+                server.add_advert(client, bytes_of(message, "advert"))
+            case 1:
+                server.add_shares(client, [row.tobytes() for row in array_of(message, "sealed", 2)])
+            case 2:
+                server.add_masked(client, array_of(message, "masked/vector", 1))
+            case 3:
+                server.add_agreement(client, bytes_of(message, "signature"))
+            case _:
+                server.add_revealed(client, array_of(message, "revealed", 2))
+
+    def close(self, leg: int, survivors: Sequence[str]) -> Mapping[str, Tensors]:
+        answers: dict[str, Tensors] = {}
+        for server in self._servers:
+            answers |= _closed(server, leg, [name for name in survivors if self._server_of[name] is server])
         return answers
+
+    def total(self) -> Tensors:
+        totals = [server.total() for server in self._servers]
+        return self._layout.decode([np.sum(runs, axis=0, dtype=runs[0].dtype) for runs in zip(*totals, strict=True)])
+
+
+def _closed(server: secagg.Server, leg: int, names: Sequence[str]) -> Mapping[str, Tensors]:
+    """What a group is told when a leg is over."""
+    if leg == 0:
+        return {name: _told(*known) for name, known in server.close_adverts(names).items()}
+    if leg == 4:
+        return {}
     if not names:
         raise void("nobody of a group is left")
     if leg == 1:
-        return {
-            name: Tensors(
-                {
-                    "places": np.array(list(sealed), np.int64),
-                    "sealed": _bytes(b"".join(sealed.values())).reshape(len(sealed), SEALED_BYTES),
-                }
-            )
-            for name, sealed in server.close_shares(names).items()
-        }
+        return {name: _sealed(given) for name, given in server.close_shares(names).items()}
     if leg == 2:
         return dict.fromkeys(names, Tensors({"survivors": np.array(server.close_masked(names), np.int64)}))
     return {
-        name: Tensors({"none": np.zeros(0, np.uint8), **{f"signature/{at}": _bytes(s) for at, s in signatures.items()}})
-        for name, signatures in server.close_agreements(names).items()
+        name: NOTHING.updated(_listed("signature", signed)) for name, signed in server.close_agreements(names).items()
     }
 
 
-def _signed(run: np.ndarray, bits: int) -> np.ndarray:
-    """Residues modulo 2^bits as the integers nearest to 0."""
-    wide = run.astype(np.uint64) << np.uint64(64 - bits)
-    signed: np.ndarray = wide.view(np.int64) >> np.int64(64 - bits)
-    return signed
+def _told(roster: secagg.Roster, adverts: Mapping[int, bytes]) -> Tensors:
+    """Who is there, and a client's neighbours' keys."""
+    return Tensors({"names": as_names(roster.names), "digests": as_array(roster.digests), **_listed("advert", adverts)})
 
 
-def _bytes(raw: bytes) -> np.ndarray:
-    return np.frombuffer(raw, np.uint8)
+def _sealed(shares: Mapping[int, bytes]) -> Tensors:
+    """What a client's neighbours sealed for it."""
+    rows = as_array(b"".join(shares.values())).reshape(len(shares), SEALED_BYTES)
+    return Tensors({"places": np.array(list(shares), np.int64), "sealed": rows})
 
 
-def _array(message: Tensors, name: str, dimensions: int) -> np.ndarray:
-    if name not in message or np.ndim(message[name]) != dimensions:
-        raise ProtocolError(f"a message of the secure sum lacks '{name}', or it is misshapen.")
-    return np.asarray(message[name])
-
-
-def _raw(message: Tensors, name: str) -> bytes:
-    array = _array(message, name, 1)
-    if array.dtype != np.uint8:
-        raise ProtocolError(f"'{name}' of a secure sum is no bytes.")
-    return array.tobytes()
-
-
-def _by_place(message: Tensors, prefix: str) -> dict[int, bytes]:
-    part = message.part(prefix)
-    if not all(name.isdecimal() for name in part):
-        raise ProtocolError(f"'{prefix}' of a secure sum names no places.")
-    return {int(name): _raw(part, name) for name in part}
+def _listed(prefix: str, raws: Mapping[int, bytes]) -> dict[str, np.ndarray]:
+    return {f"{prefix}/{at}": as_array(raw) for at, raw in raws.items()}
