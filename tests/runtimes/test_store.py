@@ -1,5 +1,6 @@
 """The server's state: whole commits, truths about runs, and nothing lost when a disk is full."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hansa.core.checkpoint import Checkpoint
 from hansa.core.errors import ConfigError, CorruptFile, NotFound, StateMismatch, StorageFull
 from hansa.core.ledger import Event
 from hansa.core.tensors import Tensors
-from hansa.runtimes import store as store_module
+from hansa.runtimes import schema
 from hansa.runtimes.store import SMALL, RunStore, SqlStore
 
 
@@ -92,7 +93,7 @@ def test_a_full_disk_leaves_the_last_round(store: SqlStore, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.os, "write", full)
+        patch.setattr(os, "write", full)
         with pytest.raises(StorageFull, match="No space left.*free space"):
             state.commit(checkpoint(run, 2, SMALL), {"round": 1}, best=False)
     last = state.load()
@@ -128,13 +129,13 @@ def test_an_old_schema_is_migrated_step_by_step_and_a_newer_one_refused(
     def second(connection: sql.Connection) -> None:
         connection.execute(sql.text("ALTER TABLE members ADD COLUMN note TEXT"))
 
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*store_module.MIGRATIONS, second))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
     store = SqlStore(tmp_path / "state")
     kept = store.run(run).load()
     assert kept is not None and kept.round == 1
     store.close()
     with sqlite3.connect(tmp_path / "state" / "hansa.db") as raw:
-        assert raw.execute("SELECT version FROM schema_version").fetchall() == [(len(store_module.MIGRATIONS),)]
+        assert raw.execute("SELECT version FROM schema_version").fetchall() == [(len(schema.MIGRATIONS),)]
         assert "note" in [row[1] for row in raw.execute("PRAGMA table_info(members)")]
     raw.close()
     monkeypatch.undo()
