@@ -119,14 +119,14 @@ def draw(accuracy: np.ndarray, opened: np.ndarray, path: str) -> None:
 
 def main(picture: str = "robust.png") -> None:
     accuracy, opened = (np.full((len(DEFENCES), len(ATTACKS)), np.nan) for _ in range(2))
-    print(f"{'accuracy, %':22}" + "".join(f"{name.split(chr(10))[0]:>9}" for name in ATTACKS) + "   opens")
+    print(f"{'accuracy, %':22}" + "".join(f"{name.split(chr(10))[0]:>10}" for name in ATTACKS) + "   opens")
     for row, (name, (stages, reducer)) in enumerate(DEFENCES.items()):
         for column, (attack, poison) in enumerate(ATTACKS.values()):
             history = run(stages, reducer, attack, poison)
             accuracy[row, column] = history.rounds[-1].central["accuracy"]
             opened[row, column] = success(history, poison)
         shares = "  ".join(f"{100 * share:3.0f}" for share in opened[row] if not np.isnan(share))
-        print(f"{name:22}" + "".join(f"{100 * share:9.0f}" for share in accuracy[row]) + f"   {shares}", flush=True)
+        print(f"{name:22}" + "".join(f"{100 * share:10.0f}" for share in accuracy[row]) + f"   {shares}", flush=True)
     draw(accuracy, opened, picture)
     print(f"drawn in {picture}")
 
