@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hansa.adapters import torch_native, torch_plans, torch_replay  # noqa: E402
 from hansa.adapters.torch import LOOPS, TorchModel  # noqa: E402
 from hansa.adapters.torch_trace import Step  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
+from hansa.core.errors import DataError  # noqa: E402
 from hansa.core.model import LocalWork  # noqa: E402
 from hansa.core.tensors import Tensors  # noqa: E402
 
@@ -363,3 +365,56 @@ def test_a_precision_that_is_not_there_is_named_with_the_choice():
 
     with pytest.raises(ConfigError, match="precision='fp8': choose 'bf16', or None"):
         TorchModel(mlp, F.cross_entropy, precision="fp8")
+
+
+def fit_labels(model, labels, asked):
+    x = np.random.default_rng(0).normal(size=(len(labels), 12))
+    return model.fit(model.init(0), Dataset(x=x, y=np.array(labels)), asked, np.random.default_rng(5))
+
+
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_rows_of_the_ignored_class_count_for_nothing_in_a_replayed_loss(ignored, caplog):
+    plain = TorchModel(mlp, partial(F.cross_entropy, ignore_index=ignored), dtype="float64", loop="plain")
+    labels = [0, ignored, 2, 1, 2, 0, ignored, ignored, 2, 0, 1, ignored]
+    asked = LocalWork(lr=0.1, epochs=3, batch_size=4)
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        one = fit_labels(replace(plain, loop="replay"), labels, asked)
+    other = fit_labels(plain, labels, asked)
+    assert not caplog.records, "it was replayed"
+    assert apart(one.params, other.params) < 1e-9
+    assert one.metrics["loss"] == pytest.approx(other.metrics["loss"])
+
+
+def test_a_batch_of_the_ignored_class_alone_teaches_nothing_and_has_no_loss():
+    model = TorchModel(mlp, F.cross_entropy, loop="replay")
+    fitted = fit_labels(model, [-100] * 8, LocalWork(lr=0.1, epochs=1, batch_size=4))
+    assert fitted.params == model.init(0) and np.isnan(fitted.metrics["loss"][0])
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_that_is_no_class_is_named_in_a_loop_that_was_traced_without_it(label):
+    model = TorchModel(mlp, F.cross_entropy, loop="replay")
+    asked = LocalWork(lr=0.1, epochs=1, batch_size=4)
+    fit_labels(model, [0, 1, 2, 0] * 3, asked)
+    with pytest.raises(DataError, match=f"column 'y' has the label {label}"):
+        fit_labels(model, [0, 1, 2, 0] * 2 + [0, 1, label, 0], asked)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(F.cross_entropy, label_smoothing=0.1),
+        partial(F.cross_entropy, weight=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)),
+        partial(F.cross_entropy, reduction="sum"),
+        lambda outputs, targets: 2 * F.cross_entropy(outputs, targets),
+        lambda outputs, targets: F.cross_entropy(outputs, targets) + F.cross_entropy(outputs / 2, targets),
+        lambda outputs, targets: F.nll_loss(outputs.softmax(1).log(), targets),
+    ],
+    ids=["smoothed", "weighted", "summed", "doubled", "two", "of-probabilities"],
+)
+def test_losses_beside_the_mean_of_classes_are_replayed_too(loss):
+    plain = TorchModel(mlp, loss, dtype="float64", loop="plain")
+    asked = LocalWork(lr=0.02, epochs=2, batch_size=10)
+    one, other = fit(replace(plain, loop="replay"), asked), fit(plain, asked)
+    assert apart(one.params, other.params) < 1e-9
+    assert one.metrics["loss"] == pytest.approx(other.metrics["loss"])

@@ -8,17 +8,19 @@
 The IR is written straight from the graph that `make_fx` traced, so nothing is scripted, and nothing is compiled. What
 depends on no batch (constants, transposes of weights that change in place) is lifted out of the loop. Small results are
 written to the same memory at every step, or straight to where they are stored: that saves making them, and views of
-them are lifted too. A step of a small network is some forty calls of a microsecond or two, so each that goes counts.
+them are lifted too; the loss of classes is taken of all steps at once (`torch_nll`). Beside its matrix products a step
+of a small network is some twenty calls of a microsecond or two, so each that goes counts.
 """
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
+from hansa.adapters.torch_nll import class_loss
 from hansa.core.errors import ConfigError
 
 ATEN = torch.ops.aten
@@ -57,7 +59,7 @@ def native_loop(graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate:
     Raises:
       Untraceable: an argument that the IR cannot hold.
     """
-    writer = _Writer(kept, batch, rate, results)
+    writer = _Writer(graph, kept, batch, rate, results)
     for node in graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
             writer.call(node)
@@ -111,6 +113,15 @@ def _outputs(node: Node) -> list[list[Node]]:
     return items
 
 
+def _becomes(node: Node) -> Iterator[Node]:
+    """A value, and the same memory after each call that changes it and gives it back."""
+    yield node
+    for user in node.users:
+        at = _given_back(user.target._schema) if writes(user) else None
+        if at is not None and node in (*user.args[at : at + 1], *user.kwargs.values()):
+            yield from _becomes(user)
+
+
 def _given_back(schema: Any) -> int | None:
     """The place of the argument that a call changes and gives back, as `relu_` does."""
     aliases = [one.alias_info for one in schema.returns]
@@ -121,10 +132,12 @@ def _given_back(schema: Any) -> int | None:
 
 
 class _Writer:
-    """Collects the lines of the IR: constants and what is lifted, and the body of the loop."""
+    """Collects the lines of the IR: constants and what is lifted, the body of the loop, and what follows it."""
 
-    def __init__(self, kept: Sequence[Node], batch: Sequence[Node], rate: Node, results: Sequence[Node]) -> None:
-        self._kept, self._batch, self._results = kept, batch, results
+    def __init__(
+        self, graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate: Node, results: Sequence[Node]
+    ) -> None:
+        self._kept, self._batch, self._results, self._given = kept, batch, list(results), len(results)
         self._names: dict[Node, str] = {node: f"%kept{i}" for i, node in enumerate(kept)}
         self._names |= {node: f"%batch{i}" for i, node in enumerate(batch)}
         self._names[rate] = "%rate"
@@ -133,10 +146,36 @@ class _Writer:
         self._constants: dict[tuple[str, str], str] = {}
         self._before: list[str] = []
         self._body: list[str] = []
+        self._after: list[str] = []
         self._lists: dict[str, str] = {}  # of kept tensors: name -> type
         self._count = 0
+        self._left_out: list[Node] = []
+        self._leave_out_loss(graph)
+
+    def _leave_out_loss(self, graph: Graph) -> None:
+        """A loss of classes is taken of all steps at once: its pull before the loop, the loss itself after it."""
+        found = class_loss(graph, self._batch, self._results)
+        if found is None:
+            return
+        if found.likelihoods not in self._results:
+            like = found.likelihoods.meta["val"]
+            sizes = ", ".join(["%steps", *(self.constant(size) for size in like.shape)])
+            settings = ", ".join(self.constant(one) for one in (like.dtype, None, like.device, None, None))
+            self._before.append(f"%sizes : int[] = prim::ListConstruct({sizes})")
+            self._before.append(f"%store{self._given} : Tensor = aten::empty(%sizes, {settings})")
+            self._results.append(found.likelihoods)
+        stored, column = f"%store{self._results.index(found.likelihoods)}", f"%column{self._batch.index(found.target)}"
+        self._before += found.before(stored, column, self.constant)
+        self._body.append(f"%pull : Tensor = {self._slice('%pulls')}")
+        self._names[found.backward] = "%pull"
+        at = self._results.index(found.loss)
+        self._after += found.after(f"%store{at}", self.constant)
+        self._stored.add(at)
+        self._left_out += [found.forward, found.backward]
 
     def call(self, node: Node) -> None:
+        if node in self._left_out:
+            return
         schema = node.target._schema
         lifted = node.target in VIEWS and all(self._names[n] in self._still for n in node.all_input_nodes)
         lifted |= node.target in CONSTANTS and not any(writes(user) and user.args[0] is node for user in node.users)
@@ -174,7 +213,8 @@ class _Writer:
 
     def _place(self, nodes: Sequence[Node], like: Any) -> str:
         """Where one result is stored, or memory of its own."""
-        at = next((i for i, one in enumerate(self._results) if one in nodes), None)
+        lasting = {later for node in nodes for later in _becomes(node)}
+        at = next((i for i, one in enumerate(self._results) if one in lasting), None)
         if at is not None and like.is_contiguous():
             self._stored.add(at)
             self._body.append(self._slot(at))
@@ -186,7 +226,14 @@ class _Writer:
         return name
 
     def _slot(self, at: int) -> str:
-        return f"%place{at} : Tensor = aten::select(%store{at}, {self.constant(0)}, %i)"
+        return f"%place{at} : Tensor = {self._slice(f'%store{at}')}"
+
+    def _slice(self, whole: str) -> str:
+        """What a tensor of all steps holds for this one: all slices are made at once."""
+        made = f"{whole}_slices : Tensor[] = aten::unbind({whole}, {self.constant(0)})"
+        if made not in self._before:
+            self._before.append(made)
+        return f"aten::__getitem__({whole}_slices, %i)"
 
     def _argument(self, node: Node, at: int, argument: Any, lines: list[str]) -> str:
         if argument.name in node.kwargs:
@@ -252,20 +299,20 @@ class _Writer:
 
     def text(self) -> str:
         """The whole graph as IR."""
-        zero, false, true = self.constant(0), self.constant(False), self.constant(True)
-        columns, stores = range(len(self._batch)), range(len(self._results))
+        false, true = self.constant(False), self.constant(True)
+        columns, stores = range(len(self._batch)), range(self._given)
         typed = [*(f"%column{i} : Tensor" for i in columns), "%rate : float", "%steps : int"]
         typed += [f"{name} : Tensor" for name in [*(f"%store{i}" for i in stores), *map(self._names.get, self._kept)]]
-        take = [f"%batch{i} : Tensor = aten::select(%column{i}, {zero}, %i)" for i in columns]
+        take = [f"%batch{i} : Tensor = {self._slice(f'%column{i}')}" for i in columns]
         put = []
         for i, node in enumerate(self._results):
             if i not in self._stored:
                 put += [self._slot(i), f"%put{i} : Tensor = aten::copy_(%place{i}, {self._names[node]}, {false})"]
         body = "\n".join("      " + line for line in [*take, *self._body, *put])
-        before = "\n".join("  " + line for line in self._before)
+        before, after = ("\n".join("  " + line for line in lines) for lines in (self._before, self._after))
         return (
             f"graph({', '.join(typed)}):\n{before}\n  prim::Loop(%steps, {true})\n    block0(%i : int):\n{body}\n"
-            f"      -> ({true})\n  %lists : ({', '.join(self._lists.values())}) = "
+            f"      -> ({true})\n{after}\n  %lists : ({', '.join(self._lists.values())}) = "
             f"prim::TupleConstruct({', '.join(self._lists)})\n  return (%lists)\n"
         )
 

@@ -7,7 +7,7 @@ ones_like(scalar)                           a constant
 max_pool(relu(x)), and both backward        relu(max_pool(x)): a quarter of the elements
 max_pool_backward(g, x), x channels last    g is laid out like x once, not the larger gradient twice
 addmm(b, x, t(W)) of many inputs            t(W @ t(x)) + b: BLAS reads a long transposed W slowly
-relu(addmm(…))                              one call
+addmm(b, x, w), on a CPU                    mm(x, w), and b added in place: no matrix of b's rows is made first
 relu(x), threshold_backward(g, x)           in place where nothing else reads what they read
 """
 
@@ -24,7 +24,7 @@ LONG, WIDE, ROWS = 1024, 64, range(8, 65)  # inputs and outputs of a layer, and 
 
 def rewrite(nodes: Graph) -> None:
     """All rules, once over, in place."""
-    for rule in (_identity, _constant, _pool, _pool_layout, _long, _relu, _threshold):
+    for rule in (_identity, _constant, _pool, _pool_layout, _long, _bias, _relu, _threshold):
         for node in list(nodes.nodes):
             if node.op == "call_function":
                 with nodes.inserting_before(node):
@@ -111,6 +111,8 @@ def _long(nodes: Graph, node: Node) -> None:
     bias, x, turned = node.args
     weight: Any = turned.args[0]
     (rows, inputs), outputs = x.meta["val"].shape, weight.meta["val"].shape[0]
+    if weight.meta["val"].device.type != "cpu":
+        return
     if inputs < LONG or outputs < WIDE or rows not in ROWS or weight.meta["val"].stride(1) != 1:
         return
     contiguous = {"memory_format": torch.contiguous_format}
@@ -120,14 +122,20 @@ def _long(nodes: Graph, node: Node) -> None:
     _replace(node, nodes.call_function(ATEN.add.Tensor, (back, bias)))
 
 
-def _relu(nodes: Graph, node: Node) -> None:
-    if not calls(node, ATEN.relu.default) or not _fresh(node.args[0]):
+def _bias(nodes: Graph, node: Node) -> None:
+    made = node.meta.get("val")
+    if not calls(node, ATEN.addmm.default) or node.kwargs or made.device.type != "cpu":
         return
-    before: Any = node.args[0]
-    if calls(before, ATEN.addmm.default) and not before.kwargs:
-        _replace(node, nodes.call_function(ATEN._addmm_activation.default, before.args))
-    else:
-        _replace(node, nodes.call_function(ATEN.relu_.default, (before,)))
+    bias: Any = node.args[0]
+    if bias.meta["val"].ndim == 1 and made.dtype in (torch.float32, torch.float64):  # else it would be rounded twice
+        product = nodes.call_function(ATEN.mm.default, node.args[1:])
+        product.meta = dict(node.meta)
+        _replace(node, nodes.call_function(ATEN.add_.Tensor, (product, bias)))
+
+
+def _relu(nodes: Graph, node: Node) -> None:
+    if calls(node, ATEN.relu.default) and _fresh(node.args[0]):
+        _replace(node, nodes.call_function(ATEN.relu_.default, (node.args[0],)))
 
 
 def _threshold(nodes: Graph, node: Node) -> None:
@@ -142,6 +150,8 @@ def _fresh(node: Any) -> bool:
     """Whether a node's memory is its own and read by one other node alone."""
     if not isinstance(node, Node) or node.op != "call_function" or not sole(node) or node.target in VIEWS:
         return False
+    if calls(node, ATEN.add_.Tensor):
+        return _fresh(node.args[0])
     made: Any = node.args[0] if node.target is operator.getitem else node
     return all(one.alias_info is None for one in made.target._schema.returns)
 
