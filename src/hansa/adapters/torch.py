@@ -35,9 +35,10 @@ except ModuleNotFoundError as error:
 
 from hansa.adapters import torch_plans
 from hansa.adapters.torch_capture import Room, recorder_on
-from hansa.adapters.torch_cohort import Cohort, Visit, memory_bytes
+from hansa.adapters.torch_cohort import Cohort, Visit
 from hansa.adapters.torch_descent import InPlaceDescent
-from hansa.adapters.torch_loss import Task, carried, check_shapes, ready, task
+from hansa.adapters.torch_device import chosen, hardware, memory_bytes, seeded, working_on
+from hansa.adapters.torch_loss import Task, carried, check_shapes, ignored, ready, task
 from hansa.adapters.torch_native import Untraceable
 from hansa.adapters.torch_network import Network, array, fill, named
 from hansa.adapters.torch_precision import BF16, call
@@ -45,7 +46,6 @@ from hansa.adapters.torch_program import Program, digest
 from hansa.adapters.torch_replay import LONE, Replay
 from hansa.adapters.torch_visit import Columns, Tally
 
-DEVICE = "HANSA_DEVICE"  # environment variable: where this worker trains
 EVALUATION_BATCH = 512  # examples at a time; decides memory, and nothing else
 LOOPS = ("replay", "replay, channels last", "plain", "plain, channels last", "cohort")
 TRIAL_STEPS, TRIALS, TRIAL_CLIENTS = 8, 5, 32  # how a loop is measured, and with how many clients at once
@@ -70,13 +70,15 @@ class TorchModel(Model):
       dtype: of all float tensors; None leaves the module's own (float32 or float64).
       precision: `bf16` multiplies matrices in bfloat16 while it trains, which is faster where the hardware has it, and
         less exact: see `torch_precision`. Parameters, their updates and evaluation stay as `dtype` says.
-      device: where to train, as `cpu` or `cuda:0`; None asks the environment variable HANSA_DEVICE, then takes the CPU.
+      device: where to train: `cpu`, `cuda` (the process's own GPU) or `cuda:0`; None asks the environment variable
+        HANSA_DEVICE, then takes the CPU. See `torch_device`.
       threads: that PyTorch may use during `fit` and `evaluate`; part of what decides float rounding.
       loop: how `fit` runs its steps: `plain` or `replay` (traced once, run natively without autograd; what cannot be
         traced runs plainly), each also with `, channels last`; `cohort`: replay, and in the local runtime many clients
-        at once, which pays on a GPU and for models that are tiny; `auto`: replay on the CPU, with channels last for
-        convolutions; or `measure`: what a simulation finds fastest on its first client, printed, and kept between runs
-        (`torch_plans`). It changes float rounding alone; only dropout on images draws other masks in another layout.
+        at once, which pays on a GPU and for models that are tiny; `auto`: cohort on a GPU, replay on the CPU, with
+        channels last for convolutions; or `measure`: what a simulation finds fastest on its first client, printed, and
+        kept between runs (`torch_plans`). It changes float rounding alone; only dropout on images draws other masks in
+        another layout.
 
     Guarantees:
       Two fits with equal arguments give equal bits on one kind of machine, whatever was fitted in between. Dropout
@@ -114,7 +116,7 @@ class TorchModel(Model):
     @property
     def stacks(self) -> bool:
         """Whether `fit_cohort` trains many clients at once, so that it is worth handing them over together."""
-        return self.loop == "cohort"
+        return self.loop == "cohort" or (self.loop == "auto" and self._loop(self._device()) == "cohort")
 
     def __post_init__(self) -> None:
         if self.loop not in ("auto", "measure", *LOOPS):
@@ -155,7 +157,7 @@ class TorchModel(Model):
 
     def init(self, seed: int) -> Tensors:
         """Parameters and buffers of a new module that was built with this seed."""
-        with _LOCK, _random(seed, "cpu"):
+        with _LOCK, seeded(seed, "cpu"):
             module = self._build()
         return Tensors({name: array(tensor) for name, tensor in named(module).items()})
 
@@ -181,11 +183,11 @@ class TorchModel(Model):
     def _kept_or_fastest(self, data: Any, work: LocalWork) -> str:
         """The loop that was measured in an earlier run of the same, or what is measured now."""
         device, columns = self._device(), [np.asarray(data[name]) for name in (*self.inputs, *self.targets)]
-        with _LOCK, _random(0, "cpu"):
+        with _LOCK, seeded(0, "cpu"):
             network = str(self._build())
         key = torch_plans.key_of(
             network, sorted(self.shapes().items()), sorted(self.roles().items()), len(data), work.with_(lr=0.0),
-            [(one.shape[1:], str(one.dtype)) for one in columns], device, self.threads, self.precision,
+            [(one.shape[1:], str(one.dtype)) for one in columns], hardware(device), self.threads, self.precision,
         )  # fmt: skip
         kept = torch_plans.known(key, LOOPS)
         if kept is not None:
@@ -216,7 +218,7 @@ class TorchModel(Model):
 
     def finish(self, params: Tensors) -> Any:
         """The `nn.Module` with these parameters, on the CPU and in eval mode."""
-        with _LOCK, _random(0, "cpu"):
+        with _LOCK, seeded(0, "cpu"):
             module = self._build()
         mismatch(self.shapes(), params.shapes, "the parameters")
         fill(named(module), params)
@@ -224,7 +226,7 @@ class TorchModel(Model):
 
     @cached_property
     def _facts(self) -> tuple[Shapes, Mapping[str, Role]]:
-        with _LOCK, _random(0, "cpu"):
+        with _LOCK, seeded(0, "cpu"):
             module = self._build()
         found = named(module)
         own = {name: Role.TRAINABLE if tensor.requires_grad else Role.FROZEN for name, tensor in found.items()}
@@ -252,7 +254,7 @@ class TorchModel(Model):
 
     def _fit_drawn(self, params: Tensors, data: Any, work: LocalWork, batches: list[np.ndarray], seed: int) -> Fit:
         device = self._device()
-        with _LOCK, _threads(self.threads), _random(seed, device):
+        with _LOCK, working_on(device, self.threads), seeded(seed, device):
             return self._fit(params, data, work, batches, device)
 
     def _fit_together(self, given: Sequence[tuple[Tensors, Any, LocalWork, list[np.ndarray], int]]) -> list[Fit | None]:
@@ -261,11 +263,10 @@ class TorchModel(Model):
             log.info("clients are trained one by one: record-level privacy draws batches of its own")
             return [None] * len(given)
         device = self._device()
-        with _LOCK, _threads(self.threads), _random(0, device):
+        with _LOCK, working_on(device, self.threads), seeded(0, device):
             kept = self._kept_on(device)
             network = kept.network
             network.load(given[0][0])
-            network.train()
             visits, still = [], [name for name in network.parameters if name not in network.trained]
             for params, data, work, batches, _ in given:
                 mismatch(self.shapes(), params.shapes, "the parameters")
@@ -276,8 +277,11 @@ class TorchModel(Model):
                 columns = Columns(data, self.inputs, self.targets, network.dtype, device)
                 visits.append(Visit(params, columns, work, batches))
             try:
+                for visit in visits:
+                    self._check_labels(kept, visit.source)
+                network.train()
                 return kept.cohort.fit(visits)
-            except (IndexError, RuntimeError) as error:  # one client's labels, or no memory: alone, it will show whose
+            except (DataError, IndexError, RuntimeError) as error:  # of one client: alone, it will show whose
                 log.info("clients are trained one by one: %s", str(error).splitlines()[0])
                 return [None] * len(given)
 
@@ -285,9 +289,10 @@ class TorchModel(Model):
         kept = self._kept_on(device)
         network, weights = kept.network, kept.network.trained
         network.load(params)
-        network.train()
         check_terms(work, {name: tuple(weight.shape) for name, weight in weights.items()})
         source = Columns(data, self.inputs, self.targets, network.dtype, device)
+        self._check_labels(kept, source)
+        network.train()
         if work.dp is not None:
             return self._fit_records(kept, len(data), work, source)
         with _labels(self.targets[-1]):
@@ -361,11 +366,13 @@ class TorchModel(Model):
     def evaluate(self, params: Tensors, data: Any) -> Metrics:
         """Sums over all examples of loss, correct answers and the further measures, in eval mode."""
         device = self._device()
-        with _LOCK, _threads(self.threads), _random(0, device), torch.inference_mode(False), torch.no_grad():
-            network = self._kept_on(device).network
+        with _LOCK, working_on(device, self.threads), seeded(0, device), torch.inference_mode(False), torch.no_grad():
+            kept = self._kept_on(device)
+            network = kept.network
             network.load(params)
-            network.train(False)
             source = Columns(data, self.inputs, self.targets, network.dtype, device)
+            self._check_labels(kept, source)
+            network.train(False)
             loss_of, tally = ready(self.loss), Tally(self._task, self.measures)
             for at in range(0, len(data), EVALUATION_BATCH):
                 rows = np.arange(at, min(at + EVALUATION_BATCH, len(data)))
@@ -375,6 +382,21 @@ class TorchModel(Model):
                     check_shapes(self.loss, outputs, targets)
                     tally.add(loss_of(outputs, targets).reshape(1), outputs, targets, len(rows))
             return tally.metrics()
+
+    def _check_labels(self, kept: "_Kept", source: Columns) -> None:
+        """Raises DataError for a label that is no class, where it would end this process's use of a GPU: an assertion
+        in a kernel. The CPU's kernels say it themselves.
+        """
+        if source.device == "cpu" or self._task != Task.CLASSES or len(self.targets) > 1:
+            return
+        if kept.classes is None:
+            kept.network.train(False)
+            with torch.no_grad():
+                outputs = kept.network.module(*source.take(np.zeros(1, np.int64))[0])
+            kept.classes = outputs.shape[1] if torch.is_tensor(outputs) and outputs.ndim > 1 else 0
+        wrong = source.stranger(kept.classes, ignored(self.loss)) if kept.classes else None
+        if wrong is not None:
+            raise _no_class(self.targets[-1], wrong)
 
     # -- the module
 
@@ -396,7 +418,7 @@ class TorchModel(Model):
         kept: dict[str, _Kept] = self.__dict__["_kept"]
         if device not in kept:
             loop = self._loop(device)
-            with _random(0, "cpu"):  # what is drawn while building must not shift what the visit draws
+            with seeded(0, "cpu"):  # what is drawn while building must not shift what the visit draws
                 network = Network(self._build().to(device), self.roles(), "channels last" in loop)
             keep = self._task != Task.VALUES or bool(self.measures)
             check = functools.partial(check_shapes, self.loss)
@@ -417,20 +439,10 @@ class TorchModel(Model):
         if self.loop in LOOPS:
             return self.loop
         images = any(len(shape) == 4 for shape, _ in self.shapes().values())
-        return "plain" if device != "cpu" else "replay, channels last" if images else "replay"
+        return "cohort" if device != "cpu" else "replay, channels last" if images else "replay"
 
     def _device(self) -> str:
-        name = self.device or os.environ.get(DEVICE) or "cpu"
-        try:
-            kind = torch.device(name)
-        except RuntimeError:
-            raise ConfigError(f"device='{name}': it is written as 'cpu' or 'cuda:0'.") from None
-        if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                f"device='{name}', but PyTorch sees {torch.cuda.device_count()} CUDA devices here: "
-                f"choose another by device= or {DEVICE}, as in {DEVICE}=cpu."
-            )
-        return name
+        return chosen(self.device)
 
 
 @dataclass
@@ -440,6 +452,7 @@ class _Kept:
     network: Network
     replay: Replay | None
     cohort: Cohort
+    classes: int | None = None  # that the network tells apart, on a GPU; 0 if its outputs do not say
     records: Any = None  # of DP-SGD, from the first visit that asks for it
 
 
@@ -465,38 +478,23 @@ def _drawn(work: LocalWork, examples: int, rng: np.random.Generator) -> tuple[li
 
 
 @contextmanager
-def _random(seed: int, device: str) -> Iterator[None]:
-    """PyTorch's random state, seeded inside and as before outside."""
-    cuda = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.random.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextmanager
 def _labels(column: str) -> Iterator[None]:
     """What a loss says of a label that is no class, as an error that names the column."""
     try:
         yield
     except (IndexError, RuntimeError) as error:
         if wrong := _LABEL.search(str(error)):
+            raise _no_class(column, wrong[1]) from error
+        if "device-side assert" in str(error):
             raise DataError(
-                f"column '{column}' has the label {wrong[1]}, and the model gives no such class: mend the labels, or "
-                "give the last layer as many outputs as there are classes (labels begin at 0)."
+                "an operation on the GPU met a number beyond its range, as a token that an embedding does not hold: "
+                "this process cannot use the GPU any more. Start anew, and train with device='cpu', which says where."
             ) from error
         raise
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _no_class(column: str, label: Any) -> DataError:
+    return DataError(
+        f"column '{column}' has the label {label}, and the model gives no such class: mend the labels, or "
+        "give the last layer as many outputs as there are classes (labels begin at 0)."
+    )

@@ -179,6 +179,8 @@ class _Recorded:
         if found is None or found.memory is not self._room.memory:
             try:
                 found = self._made(given, len(kept), len(columns), rate)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as reason:
                 log.info("kernels of this step are launched one by one: %s", str(reason).splitlines()[0])
                 self._refused, self._records = True, {}

@@ -12,10 +12,8 @@ draws random numbers, which are each client's own, or has no rule for `vmap` (LS
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +35,7 @@ from hansa.core.tensors import EMPTY, Tensors
 log = logging.getLogger("hansa.plan")
 WASTE = 0.15  # rows of padding, at most, for each row of a bucket
 TRACED = (3, 5)  # clients in the two steps from which others are scaled
-CHUNK_BYTES = 64 << 20  # rows gathered at a time
+CHUNK_BYTES, GPU_CHUNK_BYTES = 64 << 20, 1 << 30  # rows gathered at a time
 
 
 class Visit(NamedTuple):
@@ -116,7 +114,7 @@ class Cohort:
         for bucket in buckets([visits[i].sizes for i in members], WASTE if padded else 0.0):
             try:
                 for chunk in self._chunks(kind, visits, [members[i] for i in bucket]):
-                    for i, fit in zip(chunk, self._fit(kind, [visits[i] for i in chunk]), strict=True):
+                    for i, fit in zip(chunk, self._as_fits(kind, [visits[i] for i in chunk]), strict=True):
                         found[i] = fit
             except Untraceable as reason:
                 if LONE in str(reason) and not padded:  # batch norm: the plain loop knows to leave such a step out
@@ -138,13 +136,25 @@ class Cohort:
 
     # -- one chunk
 
+    def _as_fits(self, kind: Any, visits: Sequence[Visit]) -> list[Fit]:
+        """All at once, or in halves where memory turns out to be short: others may use the same GPU."""
+        try:
+            return self._fit(kind, visits)
+        except torch.OutOfMemoryError:
+            if len(visits) < 4:
+                raise Untraceable(f"there is no memory for {len(visits)} clients at once") from None
+        half = len(visits) // 2  # outside of the handler, which would hold on to what the first try had
+        log.info("memory is short: %d clients are trained in halves", len(visits))
+        return [*self._as_fits(kind, visits[:half]), *self._as_fits(kind, visits[half:])]
+
     def _fit(self, kind: Any, visits: Sequence[Visit]) -> list[Fit]:
         clients, work, source = len(visits), visits[0].work, visits[0].source
         sizes, state = table([visit.sizes for visit in visits]), self._state(visits)
         sums = _Sums(self._task, self._measures, clients)
         after: list[Tensors] = [EMPTY] * clients
         row_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in source.shapes(1))
-        for run in runs(sizes, max(1, CHUNK_BYTES // (clients * row_bytes))):
+        chunk_bytes = CHUNK_BYTES if source.device == "cpu" else GPU_CHUNK_BYTES
+        for run in runs(sizes, max(1, chunk_bytes // (clients * row_bytes))):
             step = self._loop(kind, visits, run)
             columns, steps = self._columns(visits, run), run.last - run.first
             stores = [torch.empty((steps, *shape), dtype=kind, device=columns[0].device) for shape, kind in step.like]
@@ -188,8 +198,8 @@ class Cohort:
         Each has the shape (steps, clients, width, ...).
         """
         rows = [_padded(visit.batches, run) for visit in visits]
-        taken = [visit.source.gather(one) for visit, one in zip(visits, rows, strict=True)]
-        columns = [torch.stack(many, 1) for many in zip(*taken, strict=True)]
+        sources = [visit.source for visit in visits]
+        columns = _side_by_side(sources, rows) if sources[0].device == "cpu" else _at_once(sources, rows)
         if run.padded:
             sizes = table([visit.sizes for visit in visits])[:, run.first : run.last].T[..., None]
             share = (np.arange(run.width) < sizes) / np.maximum(sizes, 1)
@@ -358,16 +368,6 @@ class _Sums:
         ]
 
 
-def memory_bytes(device: str) -> int:
-    """What clients trained together may need: half of a GPU, or a quarter of what this process may use here."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.get_device_properties(device).total_memory) // 2
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(whole, int(text) if text.isdigit() else whole) // 4
-
-
 def _kind(visit: Visit) -> Any:
     """What a stacked step depends on: all of the work but lr, which is its argument, and the values of its terms."""
     work = visit.work
@@ -388,6 +388,19 @@ def _padded(batches: Sequence[np.ndarray], run: Run) -> np.ndarray:
         own = batches[i] if i < len(batches) else batches[0][:1]
         row[: len(own)], row[len(own) :] = own, own[0]
     return rows
+
+
+def _side_by_side(sources: Sequence[Columns], rows: Sequence[np.ndarray]) -> list[Any]:
+    """Clients' rows, each (steps, width), as columns (steps, clients, width, ...)."""
+    taken = [source.gather(own) for source, own in zip(sources, rows, strict=True)]
+    return [torch.stack(many, 1) for many in zip(*taken, strict=True)]
+
+
+def _at_once(sources: Sequence[Columns], rows: Sequence[np.ndarray]) -> list[Any]:
+    """The same on a GPU, where one gathering from all is as dear as one from a client."""
+    first = np.cumsum([0, *(len(source.columns[0]) for source in sources[:-1])])
+    at = torch.from_numpy(np.stack(rows, 1) + first[None, :, None]).to(sources[0].device)
+    return [torch.cat(many)[at] for many in zip(*(source.columns for source in sources), strict=True)]
 
 
 def _stack(arrays: Sequence[Any], like: Any) -> Any:

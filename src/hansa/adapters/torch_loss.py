@@ -85,6 +85,12 @@ def rowwise(loss: Any) -> bool:
     return not settings & {"weight", "ignore_index", "reduction"}
 
 
+def ignored(loss: Any) -> int:
+    """The label that a loss of classes leaves out: PyTorch's -100, unless it is told another."""
+    told = (getattr(one, "keywords", {}).get("ignore_index") for _, one in parts(loss))
+    return next((int(label) for label in told if label is not None), -100)
+
+
 def task(loss: Any) -> Task:
     """What the loss is for; a sum of losses counts as values, since its outputs may be several."""
     return _TASKS.get(_kind(loss), Task.VALUES) if callable(loss) else Task.VALUES

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hansa.adapters.measure import Measures
+from hansa.adapters.torch_device import on_device
 from hansa.adapters.torch_loss import Task, correct
 from hansa.core.errors import DataError
 from hansa.core.model import Metrics
@@ -30,13 +31,21 @@ class Columns:
     def __init__(self, data: Any, inputs: Sequence[str], targets: Sequence[str], dtype: Any, device: str) -> None:
         self.columns: list[Any] = [_column(data, name, dtype) for name in (*inputs, *targets)]
         self.targets = len(targets)
-        self._inputs, self._device = len(inputs), device
+        self._inputs, self.device, self._last = len(inputs), device, self.columns[-1]
         if device != "cpu":
-            self.columns = [torch.from_numpy(np.array(column)).to(device) for column in self.columns]
+            self.columns = [on_device(column, device) for column in self.columns]
 
     def shapes(self, size: int) -> ColumnShapes:
         """Shape and dtype of each column, inputs first, of a batch of so many rows."""
         return tuple(((size, *column.shape[1:]), _torch_dtype(column.dtype)) for column in self.columns)
+
+    def stranger(self, classes: int, ignored: int) -> int | None:
+        """A label of the last column that is none of so many classes; None if there is none, or it has no labels."""
+        labels = self._last
+        if labels.dtype.kind not in "iu":
+            return None
+        wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignored)]
+        return int(wrong.flat[0]) if wrong.size else None
 
     def take(self, rows: np.ndarray) -> tuple[list[Any], Any]:
         """Inputs, and the target or the tuple of targets, at these rows."""
@@ -46,9 +55,9 @@ class Columns:
 
     def gather(self, rows: np.ndarray) -> list[Any]:
         """All columns at these rows, inputs first; `rows` may have any shape."""
-        if self._device == "cpu":
+        if self.device == "cpu":
             return [torch.from_numpy(column.take(rows, 0)) for column in self.columns]
-        at = torch.from_numpy(rows).to(self._device)
+        at = torch.from_numpy(rows).to(self.device)
         return [column[at] for column in self.columns]
 
 
