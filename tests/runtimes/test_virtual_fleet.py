@@ -130,7 +130,7 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no trace at"):
         Fleet.from_trace(tmp_path / "none.csv")
     (tmp_path / "devices.txt").write_text("a", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"a trace is a file that ends in .csv or .parquet"):
+    with pytest.raises(ConfigError, match=r"a trace is a file that ends in .csv or .json or .parquet"):
         Fleet.from_trace(tmp_path / "devices.txt")
     (tmp_path / "devices.parquet").write_text("no parquet", encoding="utf-8")
     pytest.importorskip("pyarrow")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hansa.core.algorithm import Algorithm
+from hansa.core.checkpoint import dump, open_bytes
 from hansa.core.data import Clients, Dataset
 from hansa.core.errors import ConfigError, TrainingFailed
 from hansa.core.job import Job
@@ -18,14 +19,18 @@ from hansa.core.tensors import Tensors
 from hansa.runtimes.virtual.bayesian import Bayesian
 from hansa.runtimes.virtual.fleet import Fleet
 from hansa.runtimes.virtual.genetic import Genetic
-from hansa.runtimes.virtual.schedulers import FedCS, Greedy, Random, Scheduler, View
+from hansa.runtimes.virtual.rlds import RLDS, SHAPES, Drawn, Scene, _backward, _forward
+from hansa.runtimes.virtual.schedulers import FedCS, Greedy, Random, Scheduler, Trial, View
 from hansa.runtimes.virtual.sharing import Planned, Shared, SharedWorld
 from hansa.runtimes.virtual.world import Errand
 from hansa.stages.mean import UniformMean
 from hansa.stages.sum import Sum
 from tests.runtimes.jobs import Regression
 
-SCHEDULERS = [Random(), Greedy(), FedCS(deadline_s=5.0), FedCS(deadline_s=9.0, shared_link=True), Bayesian(), Genetic()]
+SCHEDULERS = [
+    *(Random(), Greedy(), FedCS(deadline_s=5.0), FedCS(deadline_s=9.0, shared_link=True), Bayesian(), Genetic()),
+    RLDS(practice=40),
+]
 names = [repr(scheduler) for scheduler in SCHEDULERS]
 
 
@@ -63,17 +68,18 @@ def fleet(seed: int) -> Fleet:
     return Fleet.lognormal(40, sigma=1.0, seed=seed).with_(jitter=0.2)
 
 
-def test_greedy_bayesian_and_genetic_finish_three_jobs_before_random() -> None:
+def test_greedy_bayesian_genetic_and_rlds_finish_three_jobs_before_random() -> None:
     """Row A4.9: makespans over fixed seeds, with a generous margin."""
     spans: dict[str, list[float]] = {}
     for seed in (1, 2, 3):
-        for scheduler in (Random(), Greedy(), Bayesian(), Genetic()):
+        for scheduler in (Random(), Greedy(), Bayesian(), Genetic(), RLDS()):
             result = Shared(three(), Ragged(), fleet(seed), scheduler, seed=seed).run()
             spans.setdefault(type(scheduler).__name__, []).append(result.makespan_s)
     for at in range(3):
         assert spans["Greedy"][at] < 0.7 * spans["Random"][at]
         assert spans["Bayesian"][at] < 0.7 * spans["Random"][at]
         assert spans["Genetic"][at] < 0.7 * spans["Random"][at]
+        assert spans["RLDS"][at] < 0.7 * spans["Random"][at]
 
 
 def test_bayesian_pays_for_fairness_with_time() -> None:
@@ -210,6 +216,97 @@ def test_genetic_finds_the_best_plan_of_a_fleet_small_enough_to_try_them_all() -
     assert view.fairness(fair) == min(view.fairness(np.array(plan)) for plan in combinations(range(9), 3))
 
 
+# ── the one that learns ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def costs(agent: Scheduler, rounds: int, seed: int = 0) -> list[float]:
+    """What an agent's plans take on thirty devices, half of them free, if all goes as expected."""
+    rng = np.random.default_rng(seed)
+    seconds, counts, taken = rng.lognormal(size=30), np.zeros(30, np.int64), []
+    for _ in range(rounds):
+        free = np.sort(rng.choice(30, 15, replace=False))
+        plan = agent.pick(View(4, free, seconds, seconds, seconds, counts.copy()), rng)
+        counts[plan] += 1
+        taken.append(float(seconds[plan].max()))
+        agent.observe(Trial(np.sort(plan), float(counts.var()), taken[-1]))
+    return taken
+
+
+def test_practice_is_worth_more_than_half_of_a_round() -> None:
+    for seed in range(3):
+        raw, practised = (np.mean(costs(RLDS(practice=n).for_job(), 60, seed)) for n in (0, 300))
+        assert practised < 0.6 * raw
+
+
+def test_rounds_as_they_went_teach_what_practice_does_not() -> None:
+    """Without any practice, and with rounds of one plan each."""
+    for seed in range(3):
+        taken = costs(RLDS(fairness=0.0, practice=0, lr=0.3).for_job(), 400, seed)
+        assert np.mean(taken[-200:]) < 0.7 * np.mean(costs(Random(), 400, seed))
+
+
+def test_rlds_pays_for_fairness_with_time() -> None:
+    results = {beta: Shared(three(12), Ragged(), fleet(1), RLDS(fairness=beta), seed=1).run() for beta in (0.0, 50.0)}
+    unfair = {beta: sum(result.unfairness.values()) for beta, result in results.items()}
+    assert results[0.0].makespan_s < results[50.0].makespan_s
+    assert unfair[50.0] < 0.5 * unfair[0.0]
+
+
+def test_what_is_learnt_goes_on_to_the_same_bits_from_its_bytes() -> None:
+    stayed = RLDS(practice=30).for_job()
+    costs(stayed, 10)
+    stored = dump(stayed.learnt())
+    back = RLDS(practice=30).for_job(open_bytes(stored)[0])
+    assert costs(stayed, 10, seed=1) == costs(back, 10, seed=1)
+    assert dump(stayed.learnt()) == dump(back.learnt()) != stored
+
+
+def test_a_second_run_goes_on_from_what_the_first_has_learnt() -> None:
+    first = Shared(three(3), Ragged(), fleet(1), RLDS(practice=30), seed=1).run()
+    assert first.learnt["heavy"]["steps"] == 33
+    more = Shared(three(3), Ragged(), fleet(2), RLDS(practice=30), seed=1, learnt=first.learnt).run()
+    assert more.learnt["heavy"]["steps"] == 36  # three rounds, and no practice
+    assert not len(Shared(three(1), Ragged(), fleet(1), Greedy()).run().learnt["heavy"])
+
+
+def test_slopes_are_those_of_the_probability_of_the_policys_picks() -> None:
+    rng = np.random.default_rng(0)
+    scores, places = rng.normal(size=6), np.array([[4, 1, 3], [0, 5, 2], [2, 3, 1]])
+    drawn = Drawn(Scene(view(3, 6), np.arange(6)), places, np.array([3, 2, 0]))
+
+    def log_p(scores: np.ndarray, row: int) -> float:
+        left, total = list(range(6)), 0.0
+        for at in places[row, : drawn.chosen[row]]:
+            total += scores[at] - np.log(np.exp(scores[left]).sum())
+            left.remove(at)
+        return float(total)
+
+    for row, slope in enumerate(drawn.slopes(scores)):
+        near = [(log_p(scores + h, row) - log_p(scores - h, row)) / 2e-6 for h in 1e-6 * np.eye(6)]
+        assert slope == pytest.approx(near, abs=1e-8)
+    assert np.isfinite(drawn.slopes(1e4 * scores)).all()
+
+
+def test_the_network_s_gradient_is_its_difference_quotient() -> None:
+    rng = np.random.default_rng(0)
+    weights, features, slope = rng.normal(size=112), rng.normal(size=(7, 5)), rng.normal(size=7)
+    hidden = _forward(weights, features)[1]
+    near = [
+        (_forward(weights + h, features)[0] - _forward(weights - h, features)[0]) @ slope for h in 1e-6 * np.eye(112)
+    ]
+    assert _backward(weights, features, hidden, slope) == pytest.approx(np.array(near) / 2e-6, abs=1e-6)
+
+
+def test_costs_are_beside_those_of_random_plans() -> None:
+    seen = view(wanted=4)
+    scene, rng = Scene(seen, seen.free), np.random.default_rng(0)
+    plans = np.argsort(rng.random((20_000, len(seen.free))), axis=1)[:, :4]
+    assert scene.slowest(plans).mean() == pytest.approx(1, rel=0.03)
+    assert scene.unfairness(plans).mean() == pytest.approx(1, rel=0.03)
+    exact = [seen.fairness(seen.free[plan]) for plan in plans[:5]]
+    assert scene.unfairness(plans[:5]) / scene.unfairness(plans[:1]) == pytest.approx(np.array(exact) / exact[0])
+
+
 def test_random_picks_each_free_device_as_often() -> None:
     seen, rng = view(), np.random.default_rng(0)
     counts = np.bincount(np.concatenate([Random().pick(seen, rng) for _ in range(2000)]), minlength=30)
@@ -246,3 +343,15 @@ def test_bad_settings_say_what_to_give() -> None:
         FedCS(0)
     with pytest.raises(ConfigError, match="fairness=-1: a finite price, at least 0"):
         Bayesian(-1)
+    with pytest.raises(ConfigError, match="practice=-1: a number of rounds, at least 0"):
+        RLDS(practice=-1)
+    with pytest.raises(ConfigError, match="explore=1: a probability below 1"):
+        RLDS(explore=1)
+    with pytest.raises(ConfigError, match="learnt: Greedy does not learn; leave it out, or take RLDS"):
+        Shared({"a": job(1)}, Ragged(), some, Greedy(), learnt={"a": Tensors({"w": [1.0]})})
+    with pytest.raises(ConfigError, match=r"learnt for \['b'\]: the jobs are a"):
+        Shared({"a": job(1)}, Ragged(), some, RLDS(), learnt={"b": Tensors({"w": [1.0]})})
+    with pytest.raises(ConfigError, match=r"learnt={'w': \[1\]}: no policy of RLDS"):
+        Shared({"a": job(1)}, Ragged(), some, RLDS(), learnt={"a": Tensors({"w": [1.0]})})
+    with pytest.raises(ConfigError, match="learnt holds numbers that are not finite"):
+        RLDS().for_job(Tensors({name: np.full(shape, np.nan) for name, shape in SHAPES.items()}))

@@ -4,6 +4,7 @@
     Fleet.lognormal(100, sigma=1.0, seed=1)         speeds and links over orders of magnitude
     Fleet.tiers(100, seed=1).in_time_zones(seed=1)  phones, tablets and laptops that are there at night
     Fleet.from_trace("devices.csv")                 measured ones
+    Fleet.tiers(100, seed=1).in_windows("there.csv")  and there when measured ones were
 
 The n-th device belongs to the n-th client in sorted order; a trace with ids says itself whose it is.
 """
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from hansa.core.errors import ConfigError
+from hansa.runtimes.virtual import windows as availability
 from hansa.runtimes.virtual.device import ALWAYS, BOUNDS, COLUMNS, DAY_H, Device, expected, hour_mask, hour_text
+from hansa.runtimes.virtual.windows import Source, Time, Windows
 
 HOUR_S = 3600.0
 EDGE_H = 1e-9  # so that rounding does not put the first moment of an hour into the hour before
@@ -42,16 +45,20 @@ class Fleet:
       count: how many.
       columns: fields of `Device`, each one value for all or an array of `count`; what is not named has its default.
       ids: the client of each device; None for the clients in sorted order.
+      windows: when devices are there, instead of `hours`; `in_windows` reads them.
 
     Raises:
-      ConfigError: an unknown column, a value out of its range, or arrays that do not meet.
+      ConfigError: an unknown column, a value out of its range, arrays that do not meet, or hours and windows.
 
     >>> fleet = Fleet(3, {"examples_per_s": [10, 20, 30], "hours": "22-6"})
     >>> len(fleet), fleet[1].examples_per_s, fleet.available(3600.0).tolist()
     (3, 20.0, [True, True, True])
     """
 
-    def __init__(self, count: int, columns: Mapping[str, Any] | None = None, ids: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, count: int, columns: Mapping[str, Any] | None = None, ids: Sequence[str] | None = None,
+        windows: Windows | None = None,
+    ) -> None:  # fmt: skip
         if count < 1:
             raise ConfigError(f"count={count}: a fleet has at least one device.")
         given = dict(columns or {})
@@ -67,6 +74,9 @@ class Fleet:
                     f"{len(self._place)} different ids for {count} devices: each device has one of its own."
                 )
         self._always = bool((self.columns["hours"] == ALWAYS).all())
+        self._windows = windows
+        if windows is not None and not self._always:
+            raise ConfigError("a fleet has hours or windows, not both: with_(hours='0-24') takes the hours away.")
 
     # -- ways to make one
 
@@ -120,11 +130,11 @@ class Fleet:
 
     @staticmethod
     def from_trace(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> "Fleet":
-        """Devices that were measured: a CSV or Parquet file, or records.
+        """Devices that were measured: a file, or records.
 
         Args:
-          source: one row for each device. Columns are the fields of `Device` and, if wanted, `id`; an empty cell, or a
-            column that is not there, is the default.
+          source: one row for each device, in CSV, JSON, Parquet or as records. Columns are the fields of `Device` and,
+            if wanted, `id`; an empty cell, or a column that is not there, is the default.
 
         >>> Fleet.from_trace([{"id": "b", "examples_per_s": 5}, {"id": "a", "hours": "20-24"}])["b"].examples_per_s
         5.0
@@ -142,8 +152,33 @@ class Fleet:
 
     def with_(self, **columns: Any) -> "Fleet":
         """This fleet with columns replaced, each by one value for all or by an array."""
-        ids = None if self._place is None else list(self._place)
-        return Fleet(self.count, {**self.columns, **columns}, ids)
+        return Fleet(self.count, {**self.columns, **columns}, self._ids(), self._windows)
+
+    def in_windows(self, source: Source, *, begins: Time | None = None, span_s: float | None = None) -> "Fleet":
+        """This fleet with devices that are there when a trace says so, over days or weeks.
+
+        Args:
+          source: one row for each interval of a device, in CSV, JSON, Parquet or as records, with the columns `id`,
+            `start` and `end`. Times are seconds, or dates in ISO 8601, all with a time zone or all without. A fleet
+            with ids finds its devices by them; else its n-th device is the n-th one that the trace names, and what the
+            trace has beyond is left out.
+          begins: the time in the trace at which simulated time begins; its first start if None.
+          span_s: seconds after which the trace begins again; from its first start to its last end if None. A week
+            keeps days of the week in their places.
+
+        Raises:
+          ConfigError: another column, times of different kinds, an end that is not after its start, intervals of one
+            device that overlap, a device that the fleet does not have or the trace does not, a span shorter than the
+            trace, or a fleet that has hours.
+          NotFound: there is no such file.
+          MissingExtra: Parquet needs pyarrow.
+
+        >>> fleet = Fleet(2).in_windows([{"id": 7, "start": 0, "end": 60}, {"id": 9, "start": 30, "end": 100}])
+        >>> fleet.available(45.0).tolist(), fleet.available(70.0).tolist(), fleet.ready(0, 70.0), fleet.leaves(0, 100.0)
+        ([True, True], [False, True], 100.0, 160.0)
+        """
+        windows = availability.read(source, self._ids(), self.count, begins=begins, span_s=span_s)
+        return Fleet(self.count, self.columns, self._ids(), windows)
 
     def in_time_zones(
         self, *, zones: Mapping[float, float] | None = None, hours: tuple[float, float] = (22, 8), sigma_h: float = 1.5,
@@ -169,6 +204,9 @@ class Fleet:
             mask |= (((hour - begin) % DAY_H < length).astype(np.uint32)) << np.uint32(hour)
         return self.with_(hours=mask, utc_offset_h=offsets)
 
+    def _ids(self) -> list[str] | None:
+        return None if self._place is None else list(self._place)
+
     def _spread(self, sigma: float, rng: np.random.Generator) -> "Fleet":
         if not 0 <= sigma <= 10:
             raise ConfigError(f"sigma={sigma}: the spread of logarithms, between 0 and 10.")
@@ -188,7 +226,7 @@ class Fleet:
         return f"Fleet({self.count} devices of {speed.min():.3g} to {speed.max():.3g} examples/s)"
 
     def __getitem__(self, device: int | str) -> Device:
-        """A device by its number, or by its client's id where the fleet has ids."""
+        """A device by its number, or by its client's id where the fleet has ids; without its windows."""
         at = self.place(device) if isinstance(device, str) else device
         values = {name: column[at].item() for name, column in self.columns.items()}
         return Device(**{**values, "hours": hour_text(values["hours"])})
@@ -225,6 +263,8 @@ class Fleet:
 
     def available(self, now: float) -> np.ndarray:
         """Which devices are there at a simulated time, as booleans."""
+        if self._windows is not None:
+            return self._windows.available(now)
         if self._always:
             return np.ones(self.count, bool)
         hour = np.floor(now / HOUR_S + self.columns["utc_offset_h"] + EDGE_H).astype(np.int64) % DAY_H
@@ -232,11 +272,26 @@ class Fleet:
 
     def ready(self, device: int, now: float) -> float:
         """The first time from `now` on at which a device is there."""
+        if self._windows is not None:
+            return self._windows.ready(device, now)
         return self._change(device, now, there=True)
 
     def leaves(self, device: int, now: float) -> float:
         """The first time from `now` on at which a device is not there; inf if it never leaves."""
+        if self._windows is not None:
+            return self._windows.leaves(device, now)
         return math.inf if self.columns["hours"][device] == ALWAYS else self._change(device, now, there=False)
+
+    def next_arrival(self, now: float) -> float:
+        """The first time after `now` at which a device may come."""
+        if self._windows is not None:
+            return self._windows.next_arrival(now)
+        return math.floor(now / HOUR_S + 1) * HOUR_S
+
+    @property
+    def period_s(self) -> float:
+        """After which devices come and go as before: a day, or the span of the trace."""
+        return DAY_H * HOUR_S if self._windows is None else self._windows.span_s
 
     def _change(self, device: int, now: float, there: bool) -> float:
         mask, offset = int(self.columns["hours"][device]), float(self.columns["utc_offset_h"][device])

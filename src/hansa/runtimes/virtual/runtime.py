@@ -10,7 +10,6 @@ Over-selection, drop-outs and devices that are there at night are as in Bonawitz
 Scale: System Design, 2019, https://arxiv.org/abs/1902.01046
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -112,7 +111,7 @@ class Virtual(Runtime):
 def working(inner: Runtime, job: Job, clients: Clients, memories: Memories) -> Iterator[Session]:
     """The session of the runtime that really works."""
     if isinstance(inner, Processes):
-        with closing(ProcessSession(job, clients, memories, inner.count or os.cpu_count() or 1)) as session:
+        with closing(ProcessSession(job, clients, memories, inner.workers, devices=inner.devices)) as session:
             yield session
     else:
         yield LocalSession(job, clients, memories)

@@ -1,6 +1,7 @@
 """Which devices a job gets for a round, where several jobs share them: random, fastest first, within a deadline.
 
-A scheduler is a pure function of what it is shown; `Bayesian` has a file of its own.
+A scheduler is a pure function of what it is shown; one that learns gives each job a copy that does. `Bayesian`,
+`Genetic` and `RLDS`, which learns, have files of their own.
 
     class Slowest(Scheduler):
         def pick(self, view, rng):
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hansa.core.errors import ConfigError
+from hansa.core.tensors import EMPTY, Tensors
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,19 @@ class Scheduler(ABC):
     @abstractmethod
     def pick(self, view: View, rng: np.random.Generator) -> np.ndarray:
         """Different devices of `view.free`, at least one and at most `view.wanted`."""
+
+    def for_job(self, learnt: Tensors = EMPTY) -> "Scheduler":
+        """The scheduler of one job, going on from what another has learnt; itself, if it does not learn."""
+        if len(learnt):
+            raise ConfigError(f"learnt: {type(self).__name__} does not learn; leave it out, or take RLDS.")
+        return self
+
+    def observe(self, trial: Trial) -> None:
+        """A round of the plan that was picked last, as it went; only called on what `for_job` gave."""
+
+    def learnt(self) -> Tensors:
+        """What `for_job` goes on from; empty where nothing is learnt."""
+        return EMPTY
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ from hansa.core.pipeline import Seat
 from hansa.core.runtime import Deadline, Failure, Happening, Reply, Session, Stop, Task, Traffic
 from hansa.core.sampling import Stream
 from hansa.core.tensors import EMPTY, Tensors
-from hansa.runtimes.virtual.device import DAY_H
-from hansa.runtimes.virtual.fleet import HOUR_S
 from hansa.runtimes.virtual.workload import Workload
 from hansa.runtimes.virtual.world import Errand, World
 
@@ -111,11 +109,12 @@ class VirtualSession(Session):
         if not self._ask_available:
             return self._ids
         needed = min(len(self._ids), self._job.who.expected(len(self._ids)) * (1 + self._job.who.over_select))
-        for _ in range(DAY_H + 1):
-            there = np.flatnonzero(self.world.fleet.available(self.world.now)[self._places])
+        fleet, limit = self.world.fleet, self.world.now + self.world.fleet.period_s
+        while self.world.now <= limit:
+            there = np.flatnonzero(fleet.available(self.world.now)[self._places])
             if len(there) >= max(1, needed):
                 return [self._ids[at] for at in there.tolist()]
-            self.world.now = math.floor(self.world.now / HOUR_S + 1) * HOUR_S
+            self.world.now = fleet.next_arrival(self.world.now)
         raise ConfigError(f"at no hour are {math.ceil(needed)} devices there: lower cohort, or widen their hours.")
 
     def publish(

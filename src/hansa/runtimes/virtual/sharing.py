@@ -24,6 +24,7 @@ from hansa.core.errors import ConfigError
 from hansa.core.job import SPEED, Job
 from hansa.core.runtime import Memories, Session, Stop
 from hansa.core.sampling import Fixed, Stream
+from hansa.core.tensors import EMPTY, Tensors
 from hansa.core.train import Record
 from hansa.runtimes.local import LocalSession
 from hansa.runtimes.simulation import simulate
@@ -45,11 +46,13 @@ class SharedResult:
       histories: by the name of the job.
       finished_s: when each job had committed its last round.
       unfairness: variance, over devices, of how often each job picked them.
+      learnt: what each job's scheduler has learnt; empty tensors where it does not learn.
     """
 
     histories: Mapping[str, VirtualHistory]
     finished_s: Mapping[str, float]
     unfairness: Mapping[str, float]
+    learnt: Mapping[str, Tensors] = field(default_factory=dict, repr=False)
 
     @property
     def makespan_s(self) -> float:
@@ -67,9 +70,11 @@ class Shared:
       fleet: the devices.
       scheduler: picks a job's devices for a round among those that are idle and there.
       seed: of the scheduler's draws, drop-outs and jitter.
+      learnt: by name of the job, what its scheduler goes on from: `SharedResult.learnt` of an earlier run.
 
     Raises:
-      ConfigError: no jobs, a job that samples otherwise, clients with other ids, or fewer devices than clients.
+      ConfigError: no jobs, a job that samples otherwise, clients with other ids, fewer devices than clients, or
+        `learnt` that is no job's or not this scheduler's.
     """
 
     jobs: Mapping[str, Job]
@@ -77,6 +82,7 @@ class Shared:
     fleet: Fleet
     scheduler: Scheduler
     seed: int = field(default=0, kw_only=True)
+    learnt: Mapping[str, Tensors] = field(default_factory=dict, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if not self.jobs:
@@ -91,6 +97,10 @@ class Shared:
             if any(other != ids[0] for other in ids):
                 raise ConfigError("the jobs' clients have different ids: every device has data for every job.")
         self.fleet.places(self._of(next(iter(self.jobs))).ids)
+        if unknown := sorted(set(self.learnt) - set(self.jobs)):
+            raise ConfigError(f"learnt for {unknown}: the jobs are {', '.join(self.jobs)}.")
+        for name in self.learnt:
+            self.scheduler.for_job(self.learnt[name])
 
     def run(self) -> SharedResult:
         """Trains all jobs to their ends; the first error of any of them ends all, and is raised."""
@@ -113,6 +123,7 @@ class Shared:
             {name: turn.history for name, turn in turns.items()},
             {name: turn.finished_s for name, turn in turns.items()},
             {name: float(turn.counts.var()) for name, turn in turns.items()},
+            {name: turn.scheduler.learnt() for name, turn in turns.items()},
         )
 
     def _of(self, name: str) -> Clients:
@@ -218,6 +229,7 @@ class _Turn:
         self._enrolled = np.zeros(len(world.fleet), bool)
         self._enrolled[self._places] = True
         self.counts = np.zeros(len(world.fleet), np.int64)
+        self.scheduler = shared.scheduler.for_job(shared.learnt.get(name, EMPTY))
         self._trials: list[Trial] = []
         self._planned: tuple[np.ndarray, float] | None = None
         self.finished_s = 0.0
@@ -256,12 +268,13 @@ class _Turn:
             plan, asked_at = self._planned
             variance = float(self.counts[self._places].var())
             self._trials.append(Trial(plan, variance, self._world.now - asked_at))
+            self.scheduler.observe(self._trials[-1])
 
     def _plan(self, population: Sequence[str], wanted: int, busy: Set[str]) -> list[str]:
         free = self._wait(wanted)
         view = View(wanted, free, *self._parts, counts=self.counts, trials=tuple(self._trials))
         stream = Stream("schedule", self._shared.seed, self._name, int(self.counts.sum()), len(self._trials))
-        plan = np.asarray(self._shared.scheduler.pick(view, np.random.default_rng(stream.seed())), np.int64)
+        plan = np.asarray(self.scheduler.pick(view, np.random.default_rng(stream.seed())), np.int64)
         scheduler = type(self._shared.scheduler).__name__
         if not (0 < len(plan) <= wanted and len(set(plan.tolist())) == len(plan) and np.isin(plan, free).all()):
             raise ConfigError(
@@ -273,17 +286,16 @@ class _Turn:
 
     def _wait(self, wanted: int) -> np.ndarray:
         """Idle devices that are there; waits until there are enough."""
-        world, limit = self._world, self._world.now + PATIENCE_H * HOUR_S
+        world, enough = self._world, self._world.now + PATIENCE_H * HOUR_S
+        limit = max(enough, world.now + world.fleet.period_s)
         while True:
             busy = world.busy()
             idle = world.fleet.available(world.now) & self._enrolled
             idle[list(busy)] = False
             free = np.flatnonzero(idle)
-            if len(free) >= wanted or (len(free) and world.now >= limit):
+            if len(free) >= wanted or (len(free) and world.now >= enough):
                 return free
             if world.now >= limit:
-                raise ConfigError(
-                    f"no device was idle for {PATIENCE_H} h of simulated time: add devices or widen hours."
-                )
-            hour = math.floor(world.now / HOUR_S + 1) * HOUR_S
-            world.sleep(self._name, min([hour, *busy.values()]))
+                raise ConfigError("no device was idle for days of simulated time: add devices or widen their hours.")
+            until = [world.fleet.next_arrival(world.now), *busy.values()]
+            world.sleep(self._name, min(until + [enough] * (world.now < enough)))
