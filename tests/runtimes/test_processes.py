@@ -226,3 +226,58 @@ def test_nothing_is_left_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("os.access", lambda *args: False)
     train(plain(), some_clients(), runtime=Processes(1))
     assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Placed(Regression):
+    """Writes down where its process was told to train; `device` is left to it."""
+
+    folder: str = ""
+    device: str | None = None
+    dies: bool = False
+
+    def fit(self, params: Tensors, data: Any, work: LocalWork, rng: np.random.Generator) -> Fit:
+        told = Path(self.folder, f"{os.environ.get('HANSA_DEVICE', 'none')} {os.getpid()}")
+        if self.dies and not any(Path(self.folder).iterdir()):
+            told.touch()
+            os.abort()
+        told.touch()
+        return super().fit(params, data, work, rng)
+
+
+def placed(folder: Path, count: int | None, devices: tuple[str, ...], dies: bool = False) -> list[str]:
+    """The devices of the processes that trained, each once for each process."""
+    job = replace(plain(), model=Placed(folder=str(folder), dies=dies), cohort=6, sampling=None, rounds=2)
+    done = train(job, some_clients(), runtime=Processes(count, devices=devices))
+    assert done.checkpoint.state == train(replace(job, model=Regression()), some_clients()).checkpoint.state
+    return sorted(path.name.split()[0] for path in folder.iterdir())
+
+
+def test_processes_take_devices_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANSA_DEVICE", "cpu")
+    found = placed(tmp_path, 3, ("cuda:0", "cuda:1"))
+    assert set(found) <= {"cuda:0", "cuda:1"} and found.count("cuda:1") <= 1
+
+
+def test_a_process_that_replaces_another_takes_over_its_device(tmp_path: Path) -> None:
+    assert set(placed(tmp_path, None, ("cuda:0", "cuda:1"), dies=True)) <= {"cuda:0", "cuda:1"}
+    with closing(ProcessSession(plain(), some_clients(), MemoryMemories(), 3, devices=("cuda:0", "cuda:1"))) as session:
+        for _ in range(3):
+            session._members.append(session._start())
+        assert [member.device for member in session._members] == ["cuda:0", "cuda:1", "cuda:0"]  # type: ignore[attr-defined]
+        session._members.pop(1).end()
+        assert session._start().device == "cuda:1"
+
+
+def test_there_are_as_many_processes_as_devices_unless_it_is_said() -> None:
+    assert Processes(devices=("cuda:0", "cuda:1", "cuda:2")).workers == 3
+    assert Processes(5, devices=["cuda:0"]).workers == 5
+    assert Processes().workers == os.cpu_count()
+
+
+def test_devices_that_are_no_names_or_that_the_model_overrides_are_refused() -> None:
+    with pytest.raises(ConfigError, match="devices='cuda:0': give a sequence of names"):
+        Processes(devices="cuda:0")
+    job = replace(plain(), model=Placed(device="cuda:3"))
+    with pytest.raises(ConfigError, match=r"devices=\('cuda:0',\) .* device='cuda:3': leave it to them"):
+        train(job, some_clients(), runtime=Processes(devices=("cuda:0",)))

@@ -41,6 +41,7 @@ from hansa.crypto.simulated_seat import SimulatedSeat
 from hansa.runtimes.forms import rebuild, task_of, worker_form
 from hansa.runtimes.together import RESULT_BYTES, Early, Together
 
+DEVICE = "HANSA_DEVICE"  # environment variable by which a worker is told where its models train
 TRIES = 3  # of one task, when the worker that does it dies
 COHORT = 64  # clients in a stack: several stacks a worker in a round of hundreds
 # Among how many tasks or stacks a worker, or messages of how many bytes, the longest goes first: more would hold more

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +25,7 @@ from hansa.core.runtime import Memories, Runtime
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.runtimes.allocator import keep_freed_memory
 from hansa.runtimes.history import History
-from hansa.runtimes.pool import COHORT, HELD_BYTES, Member, Performer, PoolSession, Report
+from hansa.runtimes.pool import COHORT, DEVICE, HELD_BYTES, Member, Performer, PoolSession, Report
 from hansa.runtimes.shared import Spare, Spares, borrow_tensors, read_tensors, write_tensors
 from hansa.runtimes.simulation import simulate
 
@@ -35,26 +35,38 @@ class Processes(Runtime):
     """Trains in several processes of this machine.
 
     Args:
-      count: how many; None for one a core.
+      count: how many; None for one on each of `devices`, or without them for one a core.
       cohort: clients whose data a process opens and hands to the model together, where it trains many at once
         (`TorchModel(loop="cohort")`); others are trained one at a time. A number of its own, not a share of the round,
-        so that the result does not depend on `count`.
+        so that the result does not depend on `count`. A GPU wants hundreds.
+      devices: where models train that leave it to their process (`TorchModel(device="cuda")`), as `("cuda:0",
+        "cuda:1")`: processes take them in turn, and one that replaces another takes over its device. What is trained
+        comes back through shared memory, to be added up in this process in the order of tasks.
     """
 
     count: int | None = None
     cohort: int = COHORT
+    devices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        devices = self.devices
+        if isinstance(devices, str) or not all(isinstance(one, str) and one for one in devices):
+            raise ConfigError(f'devices={devices!r}: give a sequence of names, as ("cuda:0", "cuda:1").')
+        object.__setattr__(self, "devices", tuple(devices))
         if self.count is not None and self.count < 1:
             raise ConfigError(f"count={self.count}: at least one process is needed.")
         require(self.cohort >= 1, f"cohort={self.cohort}: at least one client is trained at a time.")
 
+    @property
+    def workers(self) -> int:
+        """How many processes there are."""
+        return self.count or len(self.devices) or os.cpu_count() or 1
+
     def run(self, job: Job, clients: Clients, **options: Any) -> History:
         """Trains to the end, or from the store's last committed round; options as those of `simulate`."""
-        count = self.count or os.cpu_count() or 1
 
         def opened(job: Job, clients: Clients, memories: Memories) -> "closing[ProcessSession]":
-            return closing(ProcessSession(job, clients, memories, count, self.cohort))
+            return closing(ProcessSession(job, clients, memories, self.workers, self.cohort, self.devices))
 
         return simulate(opened, job, clients, **options)
 
@@ -64,10 +76,23 @@ class ProcessSession(PoolSession[str]):
 
     Args:
       job, clients, memories, count, cohort: as those of every pool.
+      devices: of the processes, in turn.
+
+    Raises:
+      ConfigError: there are devices, and the job's model names one of its own.
     """
 
-    def __init__(self, job: Job, clients: Clients, memories: Memories, count: int, cohort: int = 1) -> None:
+    def __init__(
+        self, job: Job, clients: Clients, memories: Memories, count: int, cohort: int = 1, devices: Sequence[str] = ()
+    ) -> None:
+        own = getattr(job.model, "device", None)
+        if devices and own not in (None, "cuda"):
+            raise ConfigError(
+                f"devices={tuple(devices)} of the processes, but the model says device='{own}': leave it to them by "
+                "device='cuda'."
+            )
         super().__init__(job, clients, memories, count, cohort)
+        self._devices = tuple(devices)
         shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(prefix="hansa-", dir=shared)
         self._spares = Spares(2 * count, HELD_BYTES)  # a process writes one while the one before is added up
@@ -78,7 +103,9 @@ class ProcessSession(PoolSession[str]):
         self._folder.cleanup()
 
     def _start(self) -> "_Child":
-        return _Child({**self._setup, "folder": self._folder.name}, self._spares)
+        taken = [member.device for member in self._members if isinstance(member, _Child)]
+        device = min(self._devices, key=taken.count, default="")
+        return _Child({**self._setup, "folder": self._folder.name}, self._spares, device)
 
     def _write(self, tensors: Tensors) -> str:
         spare = self._spares.pop()
@@ -108,16 +135,19 @@ class _Child(Member[str]):
     Args:
       setup: what it is told when it starts.
       spares: of which it is lent one for each message.
+      device: where its models train; if empty, as this process's environment says.
     """
 
-    def __init__(self, setup: Mapping[str, Any], spares: Spares) -> None:
+    def __init__(self, setup: Mapping[str, Any], spares: Spares, device: str = "") -> None:
         super().__init__()
-        self._spares = spares
+        self._spares, self.device = spares, device
         self._lent: Spare | None = None
         self.reads: Collection[str] = ()  # the files of its last task
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, json.dumps(setup).encode()), daemon=True)
+        self.process = context.Process(
+            target=serve, args=(theirs, json.dumps({**setup, "device": device}).encode()), daemon=True
+        )
         self.process.start()
         theirs.close()
 
@@ -146,6 +176,8 @@ def serve(pipe: Connection, setup: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its children
     keep_freed_memory()
     given = json.loads(setup)
+    if given["device"]:
+        os.environ[DEVICE] = given["device"]
     performer = Performer(given["job"], given["clients"])
     same = lru_cache(maxsize=2)(read_tensors)  # the model, and what of it is frozen: many tasks read them
     while True:

@@ -31,7 +31,7 @@ from hansa.core.runtime import Memories, Runtime
 from hansa.core.tensors import EMPTY, Tensors
 from hansa.runtimes.allocator import keep_freed_memory
 from hansa.runtimes.history import History
-from hansa.runtimes.pool import COHORT, TRIES, Member, Performer, PoolSession, Report
+from hansa.runtimes.pool import COHORT, DEVICE, TRIES, Member, Performer, PoolSession, Report
 from hansa.runtimes.simulation import simulate
 
 try:
@@ -44,7 +44,6 @@ from ray.exceptions import RayError
 from hansa.runtimes.ray_cluster import connected, room
 
 NOTICE_S = 30.0  # with no worker at all for so long, the log says what is waited for
-DEVICE = "HANSA_DEVICE"  # the one environment variable that workers on other machines are told
 log = logging.getLogger("hansa.ray")
 
 
