@@ -261,12 +261,14 @@ def test_processes_take_devices_in_turn(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_process_that_replaces_another_takes_over_its_device(tmp_path: Path) -> None:
     assert set(placed(tmp_path, None, ("cuda:0", "cuda:1"), dies=True)) <= {"cuda:0", "cuda:1"}
-    with closing(ProcessSession(plain(), some_clients(), MemoryMemories(), 3, devices=("cuda:0", "cuda:1"))) as session:
+    devices = ("cuda:0", "cuda:1")
+    with closing(ProcessSession(plain(), some_clients(), MemoryMemories(), 3, devices=devices)) as session:
         for _ in range(3):
             session._members.append(session._start())
-        assert [member.device for member in session._members] == ["cuda:0", "cuda:1", "cuda:0"]  # type: ignore[attr-defined]
+        assert [vars(member)["device"] for member in session._members] == ["cuda:0", "cuda:1", "cuda:0"]
         session._members.pop(1).end()
-        assert session._start().device == "cuda:1"
+        session._members.append(session._start())
+        assert vars(session._members[-1])["device"] == "cuda:1"
 
 
 def test_there_are_as_many_processes_as_devices_unless_it_is_said() -> None:
