@@ -35,7 +35,7 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "places": lambda x: (x > 0).nonzero(),
     "a mask of a public tensor": lambda x: A[x > 0],
     "a mask of itself": lambda x: x[x > 0],
-    "a secret index": lambda x: torch.gather(x, 1, (x > 0).long()),
+    "a secret index": lambda x: x[(x[0] > 0).long()],
     "different values": lambda x: x.unique(),
     "a size": lambda x: torch.arange(x[0, 0]),
     "a public sum": lambda x: torch.zeros(2, 4).add_(x),

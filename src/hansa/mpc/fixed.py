@@ -73,7 +73,8 @@ class Fixed:
 
     @classmethod
     def constant(cls, engine: Engine, value: torch.Tensor, home: int | None = None) -> "Fixed":
-        """A public number."""
+        """A public number; conditions are 0 and 1."""
+        value = value.to(torch.int64) if value.dtype == torch.bool else value
         home = (engine.bits if value.is_floating_point() else 0) if home is None else home
         return cls(engine, None, home, home, public=engine.placed(value))
 
@@ -244,9 +245,7 @@ class Fixed:
             return Fixed.constant(self.engine, op(known.to(kind), factor.to(kind)), home)
         if factor.numel() == 1 and op is torch.mul and factor.dim() <= len(self.shape):
             return self._times(float(factor), home)
-        integers = not factor.is_floating_point() or bool(
-            (factor == factor.round()).all() and factor.abs().max() < _WHOLE
-        )
+        integers = not factor.is_floating_point() or bool(((factor == factor.round()) & (factor.abs() < _WHOLE)).all())
         power = None if integers else _inverse_power(factor)
         if self.bits + self.engine.bits > MOST_BITS and not integers:
             self.share()

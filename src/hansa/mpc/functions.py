@@ -145,13 +145,18 @@ def log(x: Fixed) -> Fixed:
     return value.rehomed(f) + exponent
 
 
-def exp(x: Fixed, squarings: int = 10) -> Fixed:
-    """The exponential of −16 ≤ x ≤ 5, with a relative error of x²/2^(squarings + 1), and one unit."""
-    f, wide = x.engine.bits, 26
-    y = (x * 2.0**-squarings).rehomed(wide) + 1.0
-    for _ in range(squarings):
+def exp(x: Fixed) -> Fixed:
+    """The exponential of x ≤ 10: 0 below −16, as `exp_below_zero`; with a relative error of 2^−11, and one unit.
+
+    (1 + t + t²/2)^1024 with t = x/1024; the last square, which may be large, of a shorter fraction.
+    """
+    far, wide = (x + 16.0).negative(), 26
+    t = (x * 2.0**-10).rehomed(wide)
+    y = ((t * t).rehomed(wide) * 0.5 + t + 1.0).rehomed(wide + 1)
+    for _ in range(8):
         y = (y * y).rehomed(wide)
-    return y.rehomed(f)
+    y = (y * y).rehomed(22)
+    return (y * y).rehomed(x.engine.bits) * (1 - far)
 
 
 def exp_below_zero(x: Fixed) -> Fixed:

@@ -28,7 +28,7 @@ import torch
 from hansa.core.errors import ConfigError, DataError, ProtocolError, SecretError, TensorMismatch
 from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
-from hansa.mpc import operations
+from hansa.mpc import fused, operations
 from hansa.mpc.aby3.malicious import MaliciousAby3
 from hansa.mpc.device import usable
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
@@ -391,9 +391,8 @@ class Session:
             Path(self._report).write_text(json.dumps(self.report().to_json()), encoding="utf-8")
 
     def __enter__(self) -> Self:
-        torch.backends.mkldnn.set_flags(False)  # its recurrent layers are one operation, which no protocol has
+        fused.take_apart()
         if self._engine.device.type != "cpu":
-            torch.backends.cudnn.set_flags(False)  # nor has any its layers
             # PyTorch runs backward passes of one GPU in one thread of its own, in which parties of one process would
             # wait for each other for ever.
             torch.autograd.set_multithreading_enabled(False)
@@ -402,9 +401,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        torch.backends.mkldnn.set_flags(True)
+        fused.put_back()
         if self._engine.device.type != "cpu":
-            torch.backends.cudnn.set_flags(True)
             torch.autograd.set_multithreading_enabled(True)
         self._write_report()
         if isinstance(self.mesh, TlsMesh):

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from hansa.core.errors import SecretError
 from hansa.mpc import functions
 from hansa.mpc.fixed import MOST_BITS, Fixed
-from hansa.mpc.operations.wrap import engine_of, floating, number, secret, summed_dtype
+from hansa.mpc.operations.wrap import bounded, engine_of, floating, number, secret, summed_dtype
 from hansa.mpc.ring import matmul
-from hansa.mpc.secret import SecretTensor, handles
+from hansa.mpc.secret import SecretTensor, handles, program_line
 
 aten = torch.ops.aten
 
@@ -29,7 +30,7 @@ def sub(x: Any, y: Any, *, alpha: float = 1) -> SecretTensor:
 
 def _sum(x: Any, y: Any, alpha: float) -> Fixed:
     engine = engine_of(x, y)
-    left, right, size = number(x, engine), number(y, engine), abs(alpha)
+    left, right, size = number(bounded(x), engine), number(bounded(y), engine), abs(alpha)
     if size != 1:
         right = right * size
     return left + right if alpha > 0 else left - right
@@ -98,20 +99,77 @@ def reciprocal(x: SecretTensor) -> SecretTensor:
 
 @handles(aten.pow.Tensor_Scalar)
 def power(x: SecretTensor, exponent: float) -> SecretTensor:
-    """Whole powers by products; −1/2, 1/2 and −1 by approximations."""
-    known = {0.5: functions.sqrt, -0.5: functions.rsqrt, -1: functions.reciprocal}
-    if exponent in known:
-        return secret(known[exponent](x.value))
-    if exponent != int(exponent) or exponent < 0:
-        raise ValueError(f"pow(x, {exponent}) has no protocol: whole powers, ±0.5 and −1 have.")
-    result, base, left = Fixed.constant(x.value.engine, torch.ones(())), x.value, int(exponent)
+    """Whole powers by products; negative and half ones of the reciprocal and the root."""
+    if not float(exponent * 2).is_integer():
+        raise SecretError(
+            f"pow(x, {exponent:g}) has no protocol{program_line()}: whole and half powers have; of others write "
+            f"torch.exp({exponent:g} * torch.log(x)), for x > 0 and results from e^−16 to e^10."
+        )
+    base, left = x.value, int(abs(exponent))
+    result = Fixed.constant(x.value.engine, torch.ones(()))
+    if exponent < 0 and left:
+        base = functions.reciprocal(base)
+    if left != abs(exponent):
+        result = functions.sqrt(x.value) if exponent > 0 else functions.rsqrt(x.value)
     while left:
         if left & 1:
             result = base if result.public is not None else result * base
         left >>= 1
         if left:
             base = base * base
-    return secret(result.map(lambda part: part.expand(x.shape)), x.dtype)
+    whole = exponent >= 0 and float(exponent).is_integer()
+    return secret(result.map(lambda part: part.expand(x.shape)), x.dtype if whole else floating(x, exponent))
+
+
+@handles(aten.pow.Scalar)
+def power_of(base: float, x: SecretTensor) -> SecretTensor:
+    """A public number, above 0, to a secret power, as `functions.exp`."""
+    if base <= 0:
+        raise SecretError(f"pow({base:g}, x) of a secret x has no protocol{program_line()}: numbers above 0 have.")
+    return secret(functions.exp(x.value * math.log(base)))
+
+
+@handles(aten.exp2.default)
+def exp2(x: SecretTensor) -> SecretTensor:
+    """Two to the power of x."""
+    return power_of(2, x)
+
+
+@handles(aten.prod.default)
+def product(x: SecretTensor, *, dtype: torch.dtype | None = None) -> SecretTensor:
+    """Of all, by halves."""
+    return product_dim(x.reshape(-1), 0, dtype=dtype)
+
+
+@handles(aten.prod.dim_int)
+def product_dim(x: SecretTensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> SecretTensor:
+    """Along a dimension, by halves."""
+    value = x.value.map(lambda part: part.movedim(dim, -1))
+    if not x.shape[dim]:
+        value = Fixed.constant(value.engine, torch.ones(*value.shape[:-1], 1))
+    while (size := value.shape[-1]) > 1:
+        half = size // 2
+        a, b, rest = (
+            value.map(lambda part, at=at: part[..., at])  # type: ignore[misc]
+            for at in (slice(0, half), slice(half, 2 * half), slice(2 * half, None))
+        )
+        value = (a * b).join([rest], lambda parts: torch.cat(parts, -1)) if size % 2 else a * b
+    return secret(value.map(lambda part: part.movedim(-1, dim) if keepdim else part[..., 0]), dtype or summed_dtype(x))
+
+
+@handles(aten.cumprod.default)
+def cumprod(x: SecretTensor, dim: int, *, dtype: torch.dtype | None = None) -> SecretTensor:
+    """The products of the first, the first two, …: in as many steps as the length has bits."""
+    value = x.value.map(lambda part: part.movedim(dim, -1))
+    distance = 1
+    while distance < value.shape[-1]:
+        kept, low, high = (
+            value.map(lambda part, at=at: part[..., at])  # type: ignore[misc]
+            for at in (slice(0, distance), slice(0, -distance), slice(distance, None))
+        )
+        value = kept.join([low * high], lambda parts: torch.cat(parts, -1))
+        distance *= 2
+    return secret(value.map(lambda part: part.movedim(-1, dim)), dtype or summed_dtype(x))
 
 
 @handles(aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default, aten.matmul.default)

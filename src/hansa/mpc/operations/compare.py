@@ -8,15 +8,16 @@ import torch
 from hansa.core.errors import SecretError
 from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
-from hansa.mpc.operations.wrap import engine_of, floating, number, secret
+from hansa.mpc.operations.wrap import bounded, engine_of, floating, number, secret
 from hansa.mpc.secret import SecretTensor, handles, program_line
 
 aten = torch.ops.aten
+_BEYOND = 2.0**45  # more than any number by more than nothing, and the difference still has its sign in the ring
 
 
 def _less(x: Any, y: Any) -> Fixed:
     engine = engine_of(x, y)
-    return (number(x, engine) - number(y, engine)).negative()
+    return (number(bounded(x, _BEYOND), engine) - number(bounded(y, _BEYOND), engine)).negative()
 
 
 @handles(aten.lt.Tensor, aten.lt.Scalar)
@@ -47,7 +48,7 @@ def le(x: Any, y: Any) -> SecretTensor:
 def eq(x: Any, y: Any) -> SecretTensor:
     """Whether x = y, in every bit of the fraction."""
     engine = engine_of(x, y)
-    return secret(functions.equal(number(x, engine), number(y, engine)), torch.bool)
+    return secret(functions.equal(*(number(bounded(each, _BEYOND), engine) for each in (x, y))), torch.bool)
 
 
 @handles(aten.ne.Tensor, aten.ne.Scalar)
@@ -86,7 +87,7 @@ _logical(
 )
 
 
-@handles(aten.sign.default)
+@handles(aten.sign.default, aten.sgn.default)
 def sign(x: SecretTensor) -> SecretTensor:
     """−1, 0 or 1."""
     return secret((-x.value).negative() - x.value.negative(), x.dtype)
@@ -96,11 +97,22 @@ def sign(x: SecretTensor) -> SecretTensor:
 def where(condition: Any, x: Any, y: Any) -> SecretTensor:
     """Element of x where the condition holds, else of y."""
     engine = engine_of(condition, x, y)
-    a, b = number(x, engine), number(y, engine)
-    if not isinstance(condition, SecretTensor):
-        mask = condition.to(torch.int64)
+    known = condition.value.public if isinstance(condition, SecretTensor) else condition
+    if known is not None:
+        known = known.to(torch.bool)
+        x, y = _unless_unused(x, known), _unless_unused(y, ~known)
+    a, b = number(bounded(x), engine), number(bounded(y), engine)
+    if known is not None:
+        mask = known.to(torch.int64)
         return secret(a * mask + b * (1 - mask), floating(x, y))
     return secret(b + condition.value * (a - b), floating(x, y))
+
+
+def _unless_unused(x: Any, used: torch.Tensor) -> Any:
+    """What is public, with 0 where it does not count: PyTorch's own formulas have NaN there."""
+    if isinstance(x, SecretTensor) or not x.is_floating_point():
+        return x
+    return torch.where(used.to(x.device), x, 0.0)
 
 
 @handles(aten.abs.default)
@@ -118,20 +130,20 @@ def clamp(x: SecretTensor, low: Any = None, high: Any = None) -> SecretTensor:
     return minimum(out, high) if high is not None else out
 
 
-@handles(aten.maximum.default)
+@handles(aten.maximum.default, aten.fmax.default)
 def maximum(x: Any, y: Any) -> SecretTensor:
     """The larger, element by element."""
     engine = engine_of(x, y)
-    a, b = number(x, engine), number(y, engine)
+    a, b = number(bounded(x), engine), number(bounded(y), engine)
     difference = a - b
     return secret(a - difference * difference.negative(), floating(x, y))
 
 
-@handles(aten.minimum.default)
+@handles(aten.minimum.default, aten.fmin.default)
 def minimum(x: Any, y: Any) -> SecretTensor:
     """The smaller, element by element."""
     engine = engine_of(x, y)
-    a, b = number(x, engine), number(y, engine)
+    a, b = number(bounded(x), engine), number(bounded(y), engine)
     difference = a - b
     return secret(b + difference * difference.negative(), floating(x, y))
 
@@ -198,11 +210,43 @@ def argmax(x: SecretTensor, dim: int | None = None, keepdim: bool = False) -> Se
 @handles(aten.sort.default)
 def sort(x: SecretTensor, dim: int = -1, descending: bool = False) -> tuple[SecretTensor, SecretTensor]:
     """In order along a dimension, and the secret places they came from; equal ones in any order."""
+    if not x.dim():
+        return secret(x.value, x.dtype), secret(Fixed.constant(x.value.engine, torch.tensor(0)), torch.int64)
     values, places = functions.sort(x.value.map(lambda part: part.movedim(dim, -1)), descending)
     return (
         secret(values.map(lambda part: part.movedim(-1, dim)), x.dtype),
         secret(places.map(lambda part: part.movedim(-1, dim)), torch.int64),
     )
+
+
+@handles(aten.sort.stable)
+def sort_stable(
+    x: SecretTensor, *, stable: bool | None = False, dim: int = -1, descending: bool = False
+) -> tuple[SecretTensor, SecretTensor]:
+    """As `sort`; what is asked to be stable is refused."""
+    if stable:
+        raise SecretError(f"a stable sort has no protocol{program_line()}: equal numbers come in any order, by `sort`.")
+    return sort(x, dim, descending)
+
+
+@handles(aten.kthvalue.default)
+def kthvalue(x: SecretTensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[SecretTensor, SecretTensor]:
+    """The k-th smallest along a dimension, and its secret index."""
+    found = [each.narrow(dim, k - 1, 1) if x.dim() else each for each in sort(x, dim)]
+    values, places = found if keepdim or not x.dim() else [each.squeeze(dim) for each in found]
+    return values, places
+
+
+@handles(aten.median.dim)
+def median_dim(x: SecretTensor, dim: int = -1, keepdim: bool = False) -> tuple[SecretTensor, SecretTensor]:
+    """The lower median along a dimension, and its secret index."""
+    return kthvalue(x, (x.shape[dim] + 1) // 2 if x.dim() else 1, dim, keepdim)
+
+
+@handles(aten.median.default)
+def median(x: SecretTensor) -> SecretTensor:
+    """The lower median of all."""
+    return median_dim(x.reshape(-1), 0)[0]
 
 
 @handles(aten.topk.default)
@@ -220,6 +264,8 @@ def _negated(x: SecretTensor) -> SecretTensor:
 
 def _last(x: SecretTensor, dim: Any) -> tuple[Fixed]:
     """The dimensions to reduce as one last dimension."""
+    if not x.dim():
+        return (x.value.map(lambda part: part.reshape(1)),)
     dims = [each % x.dim() for each in dim] or list(range(x.dim()))
     kept = [each for each in range(x.dim()) if each not in dims]
     shape = [x.shape[each] for each in kept]
@@ -227,7 +273,7 @@ def _last(x: SecretTensor, dim: Any) -> tuple[Fixed]:
 
 
 def _back(value: Fixed, x: SecretTensor, dim: Any, keepdim: bool) -> Fixed:
-    if not keepdim:
+    if not keepdim or not x.dim():
         return value
     dims = [each % x.dim() for each in dim] or list(range(x.dim()))
     shape = [1 if each in dims else size for each, size in enumerate(x.shape)]

@@ -8,10 +8,11 @@ import torch
 from hansa.core.errors import SecretError
 from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
+from hansa.mpc.operations.arithmetic import var_mean
 from hansa.mpc.operations.wrap import engine_of, number, secret
 from hansa.mpc.ring import columns, conv2d, fold, matmul
 from hansa.mpc.ring.convolution import Pair
-from hansa.mpc.secret import SecretTensor, handles
+from hansa.mpc.secret import SecretTensor, handles, program_line
 
 aten = torch.ops.aten
 
@@ -205,17 +206,122 @@ def _shares(x: SecretTensor, frame: Frame, size: Pair, step: Pair, pad: Pair, *h
 
 @handles(aten._adaptive_avg_pool2d.default)
 def adaptive_avg_pool2d(x: SecretTensor, size: Sequence[int]) -> SecretTensor:
-    """Where the windows are of equal size."""
-    if any(have % want for have, want in zip(x.shape[-2:], size, strict=True)):
-        raise SecretError(f"adaptive_avg_pool2d of {tuple(x.shape[-2:])} to {tuple(size)} has windows of unequal size.")
+    """Windows of equal size as `avg_pool2d`, others as public means of rows, then of columns."""
+    if _uneven(x, size):
+        rows, columns = _means(x, size)
+        return secret((x.value.bilinear(columns, _by_last)).bilinear(rows, _by_last_but_one))
     return avg_pool2d(x, [have // want for have, want in zip(x.shape[-2:], size, strict=True)])
 
 
 @handles(aten._adaptive_avg_pool2d_backward.default)
 def adaptive_avg_pool2d_backward(grad: Any, x: SecretTensor) -> SecretTensor:
-    """Of windows of equal size."""
+    """Each mean's gradient, spread over its window."""
+    if _uneven(x, grad.shape[-2:]):
+        rows, columns = (each.map(lambda part: part.t()) for each in _means(x, grad.shape[-2:]))
+        given = number(grad, x.value.engine)
+        return secret((given.bilinear(columns, _by_last)).bilinear(rows, _by_last_but_one))
     size = [have // want for have, want in zip(x.shape[-2:], grad.shape[-2:], strict=True)]
     return avg_pool2d_backward(grad, x, size, size, (0,), False, True, None)
+
+
+def _uneven(x: SecretTensor, size: Sequence[int]) -> bool:
+    return any(have % want for have, want in zip(x.shape[-2:], size, strict=True))
+
+
+def _means(x: SecretTensor, size: Sequence[int]) -> tuple[Fixed, Fixed]:
+    """Public matrices that take the means of rows and of columns, (results, numbers) each."""
+    pool = torch.nn.functional.adaptive_avg_pool1d
+    rows, columns = (
+        Fixed.constant(x.value.engine, pool(torch.eye(have, dtype=torch.float64)[None], want)[0].t().contiguous())
+        for have, want in zip(x.shape[-2:], size, strict=True)
+    )
+    return rows, columns
+
+
+def _by_last(image: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    return _mm_last(image, matrix.t().contiguous())
+
+
+def _by_last_but_one(image: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    return _by_last(image.transpose(-1, -2), matrix).transpose(-1, -2)
+
+
+@handles(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool2d(x: SecretTensor, size: Sequence[int]) -> tuple[SecretTensor, SecretTensor]:
+    """Where the windows are of equal size."""
+    if _uneven(x, size):
+        raise SecretError(
+            f"adaptive_max_pool2d of {tuple(x.shape[-2:])} to {tuple(size)} has windows of unequal size"
+            f"{program_line()}: choose a size that divides the image, or adaptive_avg_pool2d."
+        )
+    return max_pool2d(x, [have // want for have, want in zip(x.shape[-2:], size, strict=True)])
+
+
+@handles(aten.adaptive_max_pool2d_backward.default)
+def adaptive_max_pool2d_backward(grad: Any, x: SecretTensor, indices: SecretTensor) -> SecretTensor:
+    """The gradient, where the largest was."""
+    size = [have // want for have, want in zip(x.shape[-2:], grad.shape[-2:], strict=True)]
+    return max_pool2d_backward(grad, x, size, size, (0,), (1,), False, indices)
+
+
+@handles(aten.upsample_nearest2d_backward.default)
+def upsample_nearest2d_backward(
+    grad: Any, output_size: Sequence[int], input_size: Sequence[int], *scales: float | None
+) -> SecretTensor:
+    """The gradients of all pixels that were made of one."""
+    height, width = input_size[-2:]
+    pixels = torch.arange(height * width, dtype=torch.float64).reshape(1, 1, height, width)
+    source = aten.upsample_nearest2d.default(pixels, output_size, *scales).long().reshape(-1)
+    flat = grad.value.engine.placed(source)
+
+    def back(part: torch.Tensor) -> torch.Tensor:
+        given = part.reshape(*input_size[:2], -1)
+        return given.new_zeros(*input_size[:2], height * width).index_add_(2, flat, given).reshape(tuple(input_size))
+
+    return secret(grad.value.map(back))
+
+
+@handles(aten.upsample_bilinear2d_backward.default)
+def upsample_bilinear2d_backward(
+    grad: Any, output_size: Sequence[int], input_size: Sequence[int], align: bool, *scales: float | None
+) -> SecretTensor:
+    """The transposes of the public matrices that stretch rows and columns."""
+    rows, columns = (
+        Fixed.constant(
+            grad.value.engine,
+            aten.upsample_linear1d.default(torch.eye(have, dtype=torch.float64)[None], [want], align, scale)[0],
+        )
+        for have, want, scale in zip(input_size[-2:], output_size, scales or (None, None), strict=True)
+    )
+    return secret((grad.value.bilinear(columns, _by_last)).bilinear(rows, _by_last_but_one))
+
+
+@handles(aten.native_group_norm.default)
+def native_group_norm(
+    x: SecretTensor, weight: Any, bias: Any, examples: int, channels: int, pixels: int, groups: int, eps: float
+) -> tuple[SecretTensor, SecretTensor, SecretTensor]:
+    """Of each group of channels, less its mean, over its deviation; and both, the latter inverted."""
+    grouped = x.reshape(examples, groups, -1)
+    variance, mean = var_mean(grouped, [2], correction=0, keepdim=True)
+    inverse: Any = torch.rsqrt(variance + eps)
+    out: Any = ((grouped - mean) * inverse).reshape(x.shape)
+    along = (1, channels, *[1] * (x.dim() - 2))
+    out = out if weight is None else out * weight.reshape(along)
+    return out if bias is None else out + bias.reshape(along), mean.squeeze(2), inverse.squeeze(2)
+
+
+@handles(aten._trilinear.default)
+def trilinear(
+    x: Any, weight: Any, y: Any, first: Sequence[int], second: Sequence[int], third: Sequence[int],
+    summed: Sequence[int], unroll: int = 1,
+) -> SecretTensor:  # fmt: skip
+    """The sum of products of three, each with dimensions of 1 where the others have more: what `nn.Bilinear` is."""
+    spread = []
+    for each, dims in ((x, first), (weight, second), (y, third)):
+        for dim in sorted(dims):
+            each = each.unsqueeze(dim)
+        spread.append(each)
+    return (spread[0] * spread[1] * spread[2]).sum(list(summed))  # type: ignore[no-any-return]
 
 
 @handles(aten.embedding.default)

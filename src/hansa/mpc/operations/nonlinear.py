@@ -10,7 +10,7 @@ from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
 from hansa.mpc.operations.compare import amax
 from hansa.mpc.operations.wrap import engine_of, number, secret
-from hansa.mpc.secret import SecretTensor, handles
+from hansa.mpc.secret import SecretTensor, dispatch, handles
 
 aten = torch.ops.aten
 
@@ -96,6 +96,18 @@ def log2(x: SecretTensor) -> SecretTensor:
     return secret(functions.log(x.value) * (1 / math.log(2)))
 
 
+@handles(aten.log10.default)
+def log10(x: SecretTensor) -> SecretTensor:
+    """The logarithm to base 10."""
+    return secret(functions.log(x.value) * (1 / math.log(10)))
+
+
+@handles(aten.erf.default)
+def erf(x: SecretTensor) -> SecretTensor:
+    """Twice the normal distribution function of x·√2, less 1: within 4e-3."""
+    return secret(functions.normal_cdf(x.value * math.sqrt(2)) * 2 - 1)
+
+
 @handles(aten.expm1.default)
 def expm1(x: SecretTensor) -> SecretTensor:
     """The exponential less 1."""
@@ -126,6 +138,8 @@ def probabilities(x: Fixed) -> tuple[Fixed, Fixed, Fixed]:
 @handles(aten._softmax.default, aten._safe_softmax.default)
 def softmax(x: SecretTensor, dim: int, half_to_float: Any = False) -> SecretTensor:
     """Of numbers less their largest, so that it is right for any logits."""
+    if not x.numel() or not x.dim():
+        return dispatch(aten.ones_like.default, (x,))  # type: ignore[no-any-return]
     moved = x.value.map(lambda part: part.movedim(dim, -1))
     return secret(probabilities(moved)[0].map(lambda part: part.movedim(-1, dim)))
 

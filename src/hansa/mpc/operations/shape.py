@@ -9,7 +9,8 @@ import torch
 
 from hansa.core.errors import SecretError
 from hansa.mpc.fixed import Engine, Fixed
-from hansa.mpc.operations.wrap import engine_of, number, numbers, secret, summed_dtype
+from hansa.mpc.operations.places import put
+from hansa.mpc.operations.wrap import bounded, engine_of, number, numbers, secret, summed_dtype
 from hansa.mpc.secret import SecretTensor, dispatch, handles
 
 aten = torch.ops.aten
@@ -59,7 +60,7 @@ for _operation in (
     ),
     *(aten.squeeze.dims, aten.slice.Tensor, aten.select.int, aten.index.Tensor, aten.index_select.default),
     *(aten.flip.default, aten.repeat.default, aten.unfold.default, aten.diagonal.default, aten.roll.default),
-    *(aten.tril.default, aten.triu.default, aten.gather.default),
+    *(aten.tril.default, aten.triu.default, aten.take.default),
 ):
     _part_by_part(_operation)
 
@@ -136,7 +137,7 @@ def constant_pad_nd(x: SecretTensor, sizes: Sequence[int], value: float = 0) -> 
     """With a public number around it."""
     padded = x.value.map(lambda part: torch.nn.functional.pad(part, sizes))
     if value:
-        padded = padded + torch.nn.functional.pad(torch.zeros(x.shape), sizes, value=value)
+        padded = padded + torch.nn.functional.pad(torch.zeros(x.shape), sizes, value=bounded(value))
     return secret(padded, x.dtype)
 
 
@@ -150,24 +151,14 @@ def fill(x: SecretTensor, value: Any) -> SecretTensor:
 def index_put(x: Any, index: Sequence[Any], values: Any, accumulate: bool = False) -> SecretTensor:
     """Numbers put at public places, or one number where a secret condition holds."""
     engine = engine_of(x, index, values)
-    into, given = number(x, engine), number(values, engine)
+    into, given = number(bounded(x), engine), number(bounded(values), engine)
     if _any_secret(index):
         condition = index[0]
         if len(index) > 1 or condition.dtype != torch.bool or condition.dim() != x.dim() or math.prod(given.shape) != 1:
             raise SecretError("a secret index is written through by torch.where(condition, value, tensor) alone.")
         return dispatch(aten.where.self, (condition, values, x))  # type: ignore[no-any-return]
-    chosen = [torch.arange(x.numel()).reshape(x.shape)[tuple(slice(None) if i is None else i for i in index)]]
-    flat = engine.placed(chosen[0].reshape(-1))
-    spread = given.map(lambda part: part.expand(chosen[0].shape).reshape(-1))
-
-    def placed(part: torch.Tensor) -> torch.Tensor:
-        out = part.new_zeros(x.numel())
-        return (out.index_add(0, flat, part) if accumulate else out.index_copy(0, flat, part)).reshape(x.shape)
-
-    if accumulate:
-        return secret(into + spread.map(placed), x.dtype)
-    kept = torch.ones(x.numel(), dtype=torch.int64, device=flat.device).index_fill(0, flat, 0).reshape(x.shape)
-    return secret(into * kept + spread.map(placed), x.dtype)
+    chosen = torch.arange(x.numel()).reshape(x.shape)[tuple(slice(None) if i is None else i for i in index)]
+    return secret(put(into, chosen, given, accumulate=accumulate), x.dtype)
 
 
 @handles(aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.contiguous.default)
@@ -219,23 +210,26 @@ def to_copy(
     return secret(value, wanted)
 
 
+_ALL_ARE_FINITE = aten.isnan.default, aten.isinf.default
+
+
 def _filled(fill: Callable[[SecretTensor, Any], torch.Tensor], *operations: Any) -> None:
     @handles(*operations)
     def run(x: SecretTensor, *args: Any, dtype: torch.dtype | None = None, **_: Any) -> SecretTensor:
-        wanted = dtype or x.dtype
+        wanted = torch.bool if operations[0] in _ALL_ARE_FINITE else dtype or x.dtype
         return secret(Fixed.constant(x.value.engine, fill(x, args).to(wanted)), wanted)
 
 
 _filled(lambda x, _: torch.ones(x.shape), aten.ones_like.default)
 _filled(lambda x, _: torch.zeros(x.shape), aten.zeros_like.default, aten.empty_like.default, aten.zero.default)
-_filled(lambda x, args: torch.full(x.shape, float(args[0])), aten.full_like.default, aten.fill.Scalar)
-_filled(lambda x, _: torch.zeros(x.shape, dtype=torch.bool), aten.isnan.default, aten.isinf.default)  # none is
+_filled(lambda x, args: torch.full(x.shape, bounded(float(args[0]))), aten.full_like.default, aten.fill.Scalar)
+_filled(lambda x, _: torch.zeros(x.shape, dtype=torch.bool), *_ALL_ARE_FINITE)
 _filled(
     lambda x, args: torch.zeros(args[0]),
     *(aten.new_zeros.default, aten.new_empty.default, aten.new_empty_strided.default),
 )
 _filled(lambda x, args: torch.ones(args[0]), aten.new_ones.default)
-_filled(lambda x, args: torch.full(args[0], float(args[1])), aten.new_full.default)
+_filled(lambda x, args: torch.full(args[0], bounded(float(args[1]))), aten.new_full.default)
 
 
 def _drawn(draw: Callable[[torch.Tensor, Sequence[Any], torch.Generator], torch.Tensor], *operations: Any) -> None:
@@ -261,6 +255,12 @@ _drawn(lambda empty, args, random: empty.exponential_(*args, generator=random), 
 def _backward(grad: SecretTensor, size: Sequence[int], *args: Any) -> SecretTensor:
     operation = aten.slice_backward.default if len(args) == 4 else aten.select_backward.default
     return secret(grad.value.map(lambda part: operation(part, size, *args)), grad.dtype)
+
+
+@handles(aten.diagonal_backward.default)
+def diagonal_backward(grad: SecretTensor, size: Sequence[int], *args: Any) -> SecretTensor:
+    """The gradient on the diagonal."""
+    return secret(grad.value.map(lambda part: aten.diagonal_backward.default(part, size, *args)), grad.dtype)
 
 
 @handles(aten.is_same_size.default)

@@ -8,6 +8,8 @@ import torch
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.secret import SecretTensor
 
+_ENDLESS = torch.finfo(torch.float32).max
+
 
 def engine_of(*things: Any) -> Engine:
     """The engine of the first secret among arguments."""
@@ -26,6 +28,20 @@ def number(thing: Any, engine: Engine) -> Fixed:
     if isinstance(thing, SecretTensor):
         return thing.value
     return Fixed.constant(engine, torch.as_tensor(thing))
+
+
+def bounded(thing: Any, most: float = 2.0**14) -> Any:
+    """What is public, with ±`most` for infinity and for the largest float, which masks take for it.
+
+    A mask's number is added to, compared and scaled: 2^14 leaves room for that, and is far beyond where softmax is 0.
+    """
+    if isinstance(thing, SecretTensor):
+        return thing
+    if not isinstance(thing, torch.Tensor):
+        return max(-most, min(most, thing)) if isinstance(thing, float) and abs(thing) >= _ENDLESS else thing
+    if not thing.is_floating_point() or not bool((endless := thing.abs() >= _ENDLESS).any()):
+        return thing
+    return torch.where(endless, thing.sign() * most, thing)
 
 
 def secret(value: Fixed, dtype: torch.dtype = torch.float32) -> SecretTensor:
