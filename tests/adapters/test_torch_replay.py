@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -412,9 +414,72 @@ def test_a_label_that_is_no_class_is_named_in_a_loop_that_was_traced_without_it(
     ],
     ids=["smoothed", "weighted", "summed", "doubled", "two", "of-probabilities"],
 )
-def test_losses_beside_the_mean_of_classes_are_replayed_too(loss):
+def test_losses_beside_the_mean_of_classes_are_replayed_too(loss, caplog):
     plain = TorchModel(mlp, loss, dtype="float64", loop="plain")
     asked = LocalWork(lr=0.02, epochs=2, batch_size=10)
-    one, other = fit(replace(plain, loop="replay"), asked), fit(plain, asked)
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        one, other = fit(replace(plain, loop="replay"), asked), fit(plain, asked)
+    assert not caplog.records, "it was replayed"
     assert apart(one.params, other.params) < 1e-9
     assert one.metrics["loss"] == pytest.approx(other.metrics["loss"])
+
+
+class Holding(nn.Module):
+    """A module with tensors of its own that no state_dict names: `use` says what becomes of them."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.layer, self.held, self.use = nn.Linear(12, 3, dtype=torch.float64), torch.ones(3).double(), use
+
+    def forward(self, x):
+        return self.use(self, self.layer(x))
+
+
+def read(self, y):
+    return y * torch.tensor([1.0, 2.0, 3.0]) + self.held
+
+
+def counted(self, y):
+    self.held += 1
+    return y * self.held
+
+
+def carried(self, y):
+    before, self.held = self.held, y.detach().mean(0)
+    return y + before
+
+
+def masked(self, y):
+    return y * y[y > 0].mean()
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (read, ""),
+        (counted, "changes a tensor that is neither parameter nor buffer"),
+        (carried, "differs from the plain loop"),
+        (masked, "depends on the values of tensors"),
+    ],
+)
+def test_tensors_beside_parameters_and_buffers_are_constants_or_the_plain_loop_runs(use, reason, caplog):
+    plain = TorchModel(partial(Holding, use), F.cross_entropy, dtype="float64", loop="plain")
+    asked = LocalWork(lr=0.02, epochs=2, batch_size=10)
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        fitted = fit(replace(plain, loop="replay"), asked)
+    assert bool(caplog.records) == bool(reason) and reason in caplog.text
+    if use in (read, masked):
+        assert apart(fitted.params, fit(plain, asked).params) < 1e-9
+
+
+def test_tracing_a_step_does_not_import_the_compiler():
+    code = (
+        "import sys, numpy as np, torch.nn.functional as F, hansa\n"
+        "from torch import nn\n"
+        "model = hansa.TorchModel(lambda: nn.Linear(4, 2), F.cross_entropy, loop='replay')\n"
+        "data = hansa.Dataset(x=np.ones((8, 4), 'f4'), y=np.zeros(8, int))\n"
+        "model.fit(model.init(0), data, hansa.LocalWork(lr=0.1, epochs=1, batch_size=4), np.random.default_rng(0))\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stderr

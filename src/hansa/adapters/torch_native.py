@@ -5,7 +5,7 @@
     loop(kept, columns, rate, losses, outputs):
         for i in steps:   x ← columns[i];   one step, in place;   losses[i], outputs[i] ← what it gave
 
-The IR is written straight from the graph that `make_fx` traced, so nothing is scripted, and nothing is compiled. What
+The IR is written straight from the graph that was recorded, so nothing is scripted, and nothing is compiled. What
 depends on no batch (constants, transposes of weights that change in place) is lifted out of the loop. Small results are
 written to the same memory at every step, or straight to where they are stored: that saves making them, and views of
 them are lifted too; the loss of classes is taken of all steps at once (`torch_nll`). Beside its matrix products a step
@@ -14,7 +14,8 @@ of a small network is some twenty calls of a microsecond or two, so each that go
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ VIEWS = (
     ATEN.unsqueeze.default, ATEN.squeeze.dim,
 )  # fmt: skip
 CONSTANTS = (ATEN.ones.default, ATEN.zeros.default, ATEN.full.default)
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 SMALL = 1 << 16  # bytes of a result that gets memory of its own for the whole loop
 Loop = Callable[..., None]
 _DTYPES = {
@@ -42,7 +44,10 @@ class Untraceable(ConfigError):
     """This graph has no native form; the plain loop does the same work."""
 
 
-def native_loop(graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate: Node, results: Sequence[Node]) -> Loop:
+def native_loop(
+    graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate: Node, results: Sequence[Node],
+    constants: Mapping[str, Any] = EMPTY,
+) -> Loop:  # fmt: skip
     """The step in `graph`, repeated.
 
     Args:
@@ -51,6 +56,7 @@ def native_loop(graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate:
       batch: placeholders of one batch.
       rate: placeholder of the learning rate, a number.
       results: nodes whose values are stored at every step.
+      constants: tensors that the graph's attributes name.
 
     Returns:
       A callable (kept, columns, rate, stores): kept tensors; `columns` of shape (steps, ...) whose slices are the
@@ -63,8 +69,7 @@ def native_loop(graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate:
     for node in graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
             writer.call(node)
-        elif node.op == "get_attr":
-            raise Untraceable(f"the step holds the constant tensor '{node.target}'")
+    fixed = [constants[node.target] for node in writer.constants]
     text = writer.text()
     try:
         function = torch._C._create_function_from_graph("hansa_local_loop", torch._C.parse_ir(text))
@@ -75,7 +80,7 @@ def native_loop(graph: Graph, kept: Sequence[Node], batch: Sequence[Node], rate:
         # Nothing here is for autograd, so its dispatch is left out, with its count of changes and views; grad mode is
         # on all the same, since LSTM kernels keep what their backward needs only if it is.
         with torch.enable_grad(), torch._C._AutoDispatchBelowADInplaceOrView():
-            function(*columns, float(rate), len(columns[0]), *stores, *tensors)
+            function(*columns, float(rate), len(columns[0]), *stores, *tensors, *fixed)
 
     return run
 
@@ -84,6 +89,16 @@ def writes(node: Node) -> bool:
     """Whether a call changes one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def written(node: Node) -> list[Node]:
+    """The arguments that a call changes."""
+    found: list[Node] = []
+    for at, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.kwargs.get(argument.name, node.args[at] if at < len(node.args) else None)
+            found += [one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, Node)]
+    return found
 
 
 @functools.cache
@@ -140,8 +155,12 @@ class _Writer:
         self._kept, self._batch, self._results, self._given = kept, batch, list(results), len(results)
         self._names: dict[Node, str] = {node: f"%kept{i}" for i, node in enumerate(kept)}
         self._names |= {node: f"%batch{i}" for i, node in enumerate(batch)}
+        self.constants = [node for node in graph.nodes if node.op == "get_attr"]
+        self._names |= {node: f"%{node.name}" for node in self.constants}
         self._names[rate] = "%rate"
-        self._still = {self._names[node] for node in kept}  # with the same value, or the same memory, at every step
+        self._still = {
+            self._names[node] for node in (*kept, *self.constants)
+        }  # with the same value, or the same memory, at every step
         self._stored: set[int] = set()  # results that are written straight to where they are stored
         self._constants: dict[tuple[str, str], str] = {}
         self._before: list[str] = []
@@ -302,7 +321,8 @@ class _Writer:
         false, true = self.constant(False), self.constant(True)
         columns, stores = range(len(self._batch)), range(self._given)
         typed = [*(f"%column{i} : Tensor" for i in columns), "%rate : float", "%steps : int"]
-        typed += [f"{name} : Tensor" for name in [*(f"%store{i}" for i in stores), *map(self._names.get, self._kept)]]
+        tensors = map(self._names.__getitem__, (*self._kept, *self.constants))
+        typed += [f"{name} : Tensor" for name in (*(f"%store{i}" for i in stores), *tensors)]
         take = [f"%batch{i} : Tensor = {self._slice(f'%column{i}')}" for i in columns]
         put = []
         for i, node in enumerate(self._results):

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from hansa.adapters.torch_native import Loop, Untraceable, native_loop, writes
 from hansa.adapters.torch_rewrite import rewrite
+from hansa.adapters.torch_tape import record
 from hansa.adapters.torch_trace import results
 
 log = logging.getLogger("hansa.plan")
@@ -90,7 +90,9 @@ class SumReplay:
         seed = torch.random.get_rng_state()
         copies = [each.clone() for each in totals], [each.clone() for each in self._tensors.values()]
         try:
-            graph = make_fx(step)(*copies, list(columns)).graph
+            graph, constants = record(step, *copies, list(columns))
+        except Untraceable:
+            raise
         except Exception as error:
             raise Untraceable(f"the sums cannot be traced: {str(error).splitlines()[0]}") from error
         finally:
@@ -103,7 +105,7 @@ class SumReplay:
             raise Untraceable("the module changes a buffer of its own")
         with graph.inserting_after(holders[-1]):
             rate = graph.placeholder("rate")
-        loop = native_loop(graph, holders[:kept], holders[kept:], rate, results(graph))
+        loop = native_loop(graph, holders[:kept], holders[kept:], rate, results(graph), constants)
         native, plain = ([torch.zeros_like(each) for each in totals] for _ in range(2))
         finite = self._call(loop, native, columns)
         torch.random.set_rng_state(seed)

@@ -1,6 +1,6 @@
 """The whole local step of a module (forward, backward, optimiser) as one ATen graph that runs without autograd.
 
-    make_fx ─► loss, outputs, gradients ─► torch_rewrite ─► the optimiser's nodes ─► torch_native
+    torch_tape ─► loss, outputs, gradients ─► torch_rewrite ─► the optimiser's nodes ─► torch_native
 
 Where a plain SGD step adds a matrix product to a weight, the graph says `w.addmm_(a, b, alpha=-lr)`, which never makes
 the gradient; momentum and Adam are one fused call over all weights. The learning rate is an argument of the loop.
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Graph, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from hansa.adapters.torch_native import ATEN, VIEWS, Loop, Untraceable, native_loop, writes
 from hansa.adapters.torch_rewrite import calls, drop_unused, rewrite
+from hansa.adapters.torch_tape import record
 from hansa.core.model import LocalWork
 
 Group = dict[str, Any]  # tensors by name
@@ -70,12 +70,13 @@ class Step:
     graph: Graph
     kept: int
     batch: int
+    constants: Mapping[str, Any]
 
     def loop(self) -> Loop:
         """The step, repeated natively."""
         holders = [node for node in self.graph.nodes if node.op == "placeholder"]
         batch = holders[self.kept : self.kept + self.batch]
-        return native_loop(self.graph, holders[: self.kept], batch, holders[-1], results(self.graph))
+        return native_loop(self.graph, holders[: self.kept], batch, holders[-1], results(self.graph), self.constants)
 
 
 def results(graph: Graph) -> list[Any]:
@@ -115,7 +116,7 @@ def trace(
 
     copies = {group: {name: one.detach().clone() for name, one in state[group].items()} for group in _TRACED}
     try:
-        graph = make_fx(gradients)(copies["weights"], copies["others"], batch).graph
+        graph, constants = record(gradients, copies["weights"], copies["others"], batch)
     except (Untraceable, IndexError):  # the latter is what losses make of labels that are no class
         raise
     except Exception as error:
@@ -126,7 +127,7 @@ def trace(
     if len(stacked := results(graph)[0].meta["val"].shape):
         _still_padding(graph, stacked[0])
     descend(graph, state, work)
-    return Step(graph, len(flat(state)), len(batch))
+    return Step(graph, len(flat(state)), len(batch), constants)
 
 
 _TRACED = ("weights", "others")
@@ -281,6 +282,8 @@ def resized(base: Step, axes: Sequence[Axis]) -> Step | None:
 
     A number of the graph that differs along an axis must be proportional to its size, or to the inverse.
     """
+    if any(not _same(base.constants, axis.step.constants) for axis in axes):
+        return None
     graph = Graph()
     graph.output(graph.graph_copy(base.graph, {}))
     lists = [list(graph.nodes), *(list(axis.step.graph.nodes) for axis in axes)]
@@ -295,7 +298,11 @@ def resized(base: Step, axes: Sequence[Axis]) -> Step | None:
             node.meta["val"] = _scaled(node.meta.get("val"), [one.meta.get("val") for one in alike], axes)
     except _Unlike:
         return None
-    return Step(graph, base.kept, base.batch)
+    return Step(graph, base.kept, base.batch, base.constants)
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 class _Unlike(Exception):
