@@ -1,6 +1,7 @@
 """Simulation: examples trained a second through `hansa.train`, beside a plain PyTorch loop in as many processes.
 
     python benchmarks/simulation.py [T1 T2 T3 T4 tiny] [--processes 2] [--seconds 8] [--loop auto] [--precision bf16]
+    python benchmarks/simulation.py [T1 T2 T3 T4] --device cuda [--seconds 8]      what `on_gpu.py` says
 
     T1   McMahan's MNIST 2NN, 100 clients of 600 examples, batches of 10, 10 clients a round
     T2   McMahan's MNIST CNN (1,663,370 parameters), the same
@@ -247,7 +248,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--loop", default="auto")
     parser.add_argument("--precision")
+    parser.add_argument("--device")
     asked = parser.parse_args()
+    if asked.device:
+        from on_gpu import compare  # it takes its tasks from here
+
+        return compare(asked.tasks, asked.device, clients=100, seconds=asked.seconds)
     settings = {"loop": asked.loop, "precision": asked.precision}
     for task in asked.tasks:
         if task == "tiny":
