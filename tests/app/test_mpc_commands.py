@@ -199,6 +199,17 @@ def test_a_script_that_raises_says_its_line(script: Path) -> None:
         (["local", "--names", "a,b", "SCRIPT"], "'aby3' is computed by 3 parties, and 2 of the file's parties compute"),
         (["local", "--protocol", "spdz", "SCRIPT"], "protocol='spdz': choose one of"),
         (["local", "--protocol", "plain", "--security", "malicious", "SCRIPT"], "security='malicious' is aby3's"),
+        (["local", "--sigmoid", "cubic", "SCRIPT"], "sigmoid='cubic': choose one of"),
+        (["local", "--truncation", "slow", "SCRIPT"], "truncation='slow': choose 'exact' or 'fast'"),
+        (["local", "--device", "tpu", "SCRIPT"], "device='tpu': choose 'cpu', 'cuda' or 'cuda:N'"),
+        (["local", "--protocol", "two_party", "--device", "cuda", "SCRIPT"], "computes on the processor alone"),
+        (["local", "--security", "perfect", "SCRIPT"], "security='perfect': choose 'semi-honest' or 'malicious'"),
+        (["estimate", "--truncation", "slow", "SCRIPT", "--latency", "1s", "--bandwidth", "1Gbps"],
+         "truncation='slow'"),
+        (["party", "--me", "bank", "--sigmoid", "cubic", "--parties", "LEAGUE/parties.toml", "SCRIPT"],
+         "sigmoid='cubic': choose one of"),
+        (["party", "--me", "bank", "--wait", "nan", "--parties", "LEAGUE/parties.toml", "SCRIPT"],
+         "--wait nan: give seconds above 0"),
         (["local", "--picture", "flow.txt", "SCRIPT"], "end its name with .png"),
         (["estimate", "SCRIPT", "--latency", "40", "--bandwidth", "1Gbps"], "latency='40'"),
         (["local", "--names", "a,b,c", "--parties", "p.toml", "SCRIPT"], "give one of them"),
@@ -214,6 +225,7 @@ def test_faults_before_anybody_is_dialled(script: Path, league: Path, words: lis
     done = CliRunner().invoke(app, ["mpc", *given])
     assert done.exit_code > 1
     assert message in done.output
+    assert "│" not in done.output  # no party had a word
 
 
 def test_connect_without_a_command_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +366,12 @@ def test_a_model_is_shared_and_revealed(tmp_path: Path, league: Path) -> None:
         ("t.txt", "a", (), "give a table (.csv)"),
         ("t.npz", "a", ("--columns", "c"), "is no .csv file"),
         ("t.csv", "a\n1e15\n", (), "'table' holds the magnitude 1e+15"),
+        (
+            "t.csv",
+            "a\n1\n",
+            ("--protocol", "plain"),
+            "its one file would hold the data itself; choose aby3, pond or two",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_said(

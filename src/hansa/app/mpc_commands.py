@@ -1,6 +1,7 @@
 """`hansa mpc`: programs on shares, as one party or as all of them, and the files of shares around them."""
 
 import json
+import math
 import os
 import runpy
 import signal
@@ -20,6 +21,7 @@ from hansa.app.party import check_known, identity_of
 from hansa.app.terminal import emit, say, size, span, table
 from hansa.core.errors import ConfigError, NotFound, TrainingFailed, Unreachable
 from hansa.mpc.estimate import Network, estimate as estimated
+from hansa.mpc.options import check_options
 from hansa.mpc.place import HERE, Place
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Report
@@ -43,6 +45,9 @@ class Choices:
       device: the same.
       wait_s: for the other parties to come.
       unsafe_debug: see `hansa.mpc.Session`; a real party refuses it.
+
+    Raises:
+      ConfigError: one of them is unknown, or does not go with another; before any party starts.
     """
 
     protocol: str = "aby3"
@@ -52,6 +57,13 @@ class Choices:
     device: str = "cpu"
     wait_s: float = 60.0
     unsafe_debug: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(
+            self.protocol, truncation=self.truncation, sigmoid=self.sigmoid, security=self.security, device=self.device
+        )
+        if not 0 < self.wait_s < math.inf:
+            raise ConfigError(f"--wait {self.wait_s:g}: give seconds above 0.")
 
     @property
     def options(self) -> dict[str, Any]:

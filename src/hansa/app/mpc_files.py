@@ -21,6 +21,8 @@ TABLE = "table"
 
 def share(data: Path, parties: Path, out: str, protocol: str, columns: Sequence[str]) -> None:
     """`hansa mpc share`."""
+    if protocol == "plain":
+        raise ConfigError("--protocol plain: its one file would hold the data itself; choose aby3, pond or two_party.")
     known = computing_parties(Parties.read(parties), protocol)
     tensors, names = _read(data, columns)
     header = save_shares(tensors, out, known.names, protocol=protocol, columns={TABLE: names} if names else None)
@@ -28,10 +30,8 @@ def share(data: Path, parties: Path, out: str, protocol: str, columns: Sequence[
     emit("shared", id=header.id, protocol=protocol, files=places, tensors=_shapes(header))
     for party, place in zip(header.parties, places, strict=True):
         say(f"{place}  for {party}")
-    if "{party}" not in out and protocol != "plain":
+    if "{party}" not in out:
         hint("whoever reads all of these files reads the data: give each party its own, and no other")
-    if protocol == "plain":
-        hint("plain is no protection at all: this file holds the data itself")
 
 
 def reveal(urls: Sequence[str], out: Path | None) -> None:

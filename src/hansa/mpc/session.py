@@ -30,15 +30,13 @@ from hansa.core.runtime import Mesh
 from hansa.crypto.identity import Identity
 from hansa.mpc import fused, operations
 from hansa.mpc.aby3.malicious import MaliciousAby3
-from hansa.mpc.device import usable
 from hansa.mpc.files import DTYPES, Entry, Header, ShareFile, joined, load_shares, shared_dtype, shown, write_file
 from hansa.mpc.fixed import Engine, Fixed
-from hansa.mpc.functions import SIGMOIDS
 from hansa.mpc.local_computation import local_computation
 from hansa.mpc.operations.dense import Linear
+from hansa.mpc.options import check_options
 from hansa.mpc.place import Place, all_here
 from hansa.mpc.progress import bar
-from hansa.mpc.protocol import Protocol
 from hansa.mpc.protocols import protocol_named
 from hansa.mpc.report import Meter, Opened, Report
 from hansa.mpc.ring import FRACTION_BITS, decode, encode
@@ -76,20 +74,18 @@ class Session:
         truncation: str = "exact", security: str = "semi-honest", report: str | None = None,
         device: str | torch.device = "cpu", unsafe_debug: bool = False,
     ) -> None:  # fmt: skip
-        chosen = protocol_named(protocol)
-        if not 8 <= fraction_bits <= 20:
-            raise ConfigError(f"fraction_bits={fraction_bits}: choose 8 to 20.")
-        if sigmoid not in SIGMOIDS:
-            raise ConfigError(f"sigmoid='{sigmoid}': choose one of {', '.join(SIGMOIDS)}.")
+        place = check_options(
+            protocol, fraction_bits=fraction_bits, sigmoid=sigmoid, truncation=truncation, security=security,
+            device=device,
+        )  # fmt: skip
         if unsafe_debug:
             _check_here(isinstance(mesh, LocalMesh) or (isinstance(mesh, TlsMesh) and all_here(mesh.identity_file)))
-        place = usable(device, MaliciousAby3 if security == "malicious" else chosen)
         self.mesh, self.me = mesh, mesh.me
         self.names = tuple(sorted((mesh.me, *mesh.peers)))
         settings = [protocol, fraction_bits, sigmoid, truncation, security, torch.__version__, place.type, unsafe_debug]
         self.agree("settings", json.dumps(settings).encode())
         options = {} if protocol == "plain" else {"truncation": truncation}
-        side = chosen(mesh, **options) if security == "semi-honest" else _checked(mesh, protocol, security, truncation)
+        side = MaliciousAby3(mesh) if security == "malicious" else protocol_named(protocol)(mesh, **options)
         side.device = place
         self.meter, self._report, self._debugs = Meter(side, mesh), report, unsafe_debug
         self._engine = Engine(self.meter, fraction_bits, sigmoid, device=place)
@@ -451,7 +447,8 @@ def connect(
     computing = computing_parties(known, protocol)
     file = Path(program) if program is not None else Path(sys.argv[0])
     # Of the device only the kind is alike everywhere.
-    device = str(usable(options.pop("device", "cpu"), protocol_named(protocol)))
+    device = str(check_options(protocol, **{name: options[name] for name in options if name != "unsafe_debug"}))
+    options.pop("device", None)
     settings = json.dumps(
         [protocol, sorted(options.items()), device.split(":")[0], known.digest().hex(), arguments]
     ).encode()
@@ -526,14 +523,3 @@ def _check_here(here: bool) -> None:
             "unsafe_debug opens secrets to all parties, and this session is with parties elsewhere: leave it out. It "
             "is for `hansa mpc local --unsafe-debug` and hansa.mpc.local(..., unsafe_debug=True)."
         )
-
-
-def _checked(mesh: Mesh, protocol: str, security: str, truncation: str) -> Protocol:
-    """The protocol against parties that deviate; ConfigError where there is none."""
-    if security != "malicious":
-        raise ConfigError(f"security='{security}': choose 'semi-honest' or 'malicious'.")
-    if protocol != "aby3":
-        raise ConfigError(f"security='malicious' is aby3's: '{protocol}' has 'semi-honest' alone.")
-    if truncation != "exact":
-        raise ConfigError(f"truncation='{truncation}' has no check: security='malicious' takes 'exact'.")
-    return MaliciousAby3(mesh)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hansa.core.errors import ConfigError, DataError, NotFound, StateMismatch
+from hansa.core.errors import ConfigError, CorruptFile, DataError, NotFound, StateMismatch
 from hansa.vertical.psi import files
 from hansa.vertical.psi.files import CsvTable, read_aligned, write_aligned
 from hansa.vertical.psi.intersect import Intersection
@@ -41,7 +41,7 @@ def test_rows_are_written_in_the_common_order(tmp_path: Path, monkeypatch: pytes
     )
     assert aligned["half"].tolist() == [3.5, 0.0, 2.0, 4.0, 0.5]
     assert aligned["note"][0] == "two\nlines, 7" and np.isnan(aligned["gap"][2])
-    assert read_aligned(out, with_key=True)["id"].tolist() == ["p7", "p0", "p4", "p8", "p1"]
+    assert read_aligned(str(out), with_key=True)["id"].tolist() == ["p7", "p0", "p4", "p8", "p1"]
     assert {path.name for path in tmp_path.iterdir()} == {"t.csv", "out.csv", "out.csv.alignment"}
 
 
@@ -54,6 +54,13 @@ def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.csv.alignment").unlink()
     with pytest.raises(NotFound, match="written with .* by `hansa psi`"):
         read_aligned(out)
+    (tmp_path / "out.csv.alignment").mkdir()
+    with pytest.raises(CorruptFile, match="out.csv.alignment cannot be read"):
+        read_aligned(out)
+    with pytest.raises(NotFound, match="none.csv does not exist: give the path of a CSV file"):
+        read_aligned(str(tmp_path / "none.csv"))
+    with pytest.raises(DataError, match="cannot be read as CSV"):
+        read_aligned(str(tmp_path))
 
 
 def test_bad_files_are_refused_by_line_and_column(tmp_path: Path) -> None:

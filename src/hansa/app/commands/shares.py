@@ -138,7 +138,9 @@ def mpc_share(
     out: Annotated[
         str, typer.Option("--out", metavar="URL", help="A folder or any URL of fsspec; {party} becomes each name.")
     ],
-    protocol: ProtocolName = "aby3",
+    protocol: Annotated[
+        str, typer.Option("--protocol", metavar="NAME", help="aby3, pond or two_party: that which will compute on it.")
+    ] = "aby3",
     columns: Annotated[
         str, typer.Option("--columns", metavar="A,B", help="Only these of a table, in this order. Default: all.")
     ] = "",

@@ -50,8 +50,9 @@ class CsvTable:
     columns: tuple[str, ...]
 
     @classmethod
-    def open(cls, path: Path) -> "CsvTable":
+    def open(cls, path: str | os.PathLike[str]) -> "CsvTable":
         """Reads the header."""
+        path = Path(path)
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 header = next(csv.reader(file), [])
@@ -150,18 +151,20 @@ def write_rows(table: CsvTable, rows: NDArray[np.int64], path: Path) -> None:
         os.replace(Path(made) / "rows", path)
 
 
-def read_aligned(path: Path, *, with_key: bool = False) -> AlignedTable:
+def read_aligned(path: str | os.PathLike[str], *, with_key: bool = False) -> AlignedTable:
     """An aligned table from its file: columns of numbers as numbers, empty cells as missing.
 
     Args:
-      path: of the CSV file; `path.alignment` lies beside it.
+      path: of the CSV file; a file of the same name and `.alignment` lies beside it.
       with_key: whether the columns of the key come, too, as text.
 
     Raises:
       NotFound: one of the two files is missing.
       StateMismatch: the table changed since the alignment.
+      DataError: the table cannot be read.
       CorruptFile: the file of the alignment cannot be read.
     """
+    path = Path(path)
     table = CsvTable.open(path)
     try:
         facts = json.loads(_facts(path).read_text(encoding="utf-8"))
@@ -169,7 +172,7 @@ def read_aligned(path: Path, *, with_key: bool = False) -> AlignedTable:
         alignment, expected = bytes.fromhex(facts["alignment"]), str(facts["sha256"])
     except FileNotFoundError:
         raise NotFound(f"{_facts(path)} does not exist: it is written with {path} by `hansa psi`.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{_facts(path)} cannot be read ({error}): align again.") from None
     with path.open("rb") as file:
         changed = hashlib.file_digest(file, "sha256").hexdigest() != expected
