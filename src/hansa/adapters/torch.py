@@ -9,6 +9,7 @@ rng alone; all that one process fits goes through one lock, since PyTorch's thre
 import functools
 import logging
 import os
+import random
 import re
 import threading
 import time
@@ -43,7 +44,7 @@ from hansa.adapters.torch_native import Untraceable
 from hansa.adapters.torch_network import Network, array, fill, named
 from hansa.adapters.torch_precision import BF16, call
 from hansa.adapters.torch_program import Program, digest
-from hansa.adapters.torch_replay import LONE, Replay
+from hansa.adapters.torch_replay import LONE, Replay, said
 from hansa.adapters.torch_visit import Columns, Tally
 
 EVALUATION_BATCH = 512  # examples at a time; decides memory, and nothing else
@@ -296,7 +297,7 @@ class TorchModel(Model):
         if work.dp is not None:
             return self._fit_records(kept, len(data), work, source)
         with _labels(self.targets[-1]):
-            tally = self._steps(kept, work, batches, source)
+            tally = self._steps(kept, params, work, batches, source)
         if not tally.steps:
             raise DataError(
                 "batch norm cannot train on single examples: "
@@ -304,18 +305,29 @@ class TorchModel(Model):
             )
         return Fit(network.copy(), tally.steps, tally.metrics())
 
-    def _steps(self, kept: "_Kept", work: LocalWork, batches: list[np.ndarray], source: Columns) -> Tally:
+    def _steps(
+        self, kept: "_Kept", params: Tensors, work: LocalWork, batches: list[np.ndarray], source: Columns
+    ) -> Tally:
         """All steps, replayed if they can be."""
         network, tally = kept.network, Tally(self._task, self.measures)
         if kept.replay is not None:
             try:
-                runs = kept.replay.fit(work, network.trained, network.pulled, network.others(), batches, source)
-            except Untraceable:
-                pass  # said once by Replay; nothing was changed
-            else:
-                for run in runs:
+                for run in kept.replay.fit(work, network.trained, network.pulled, network.others(), batches, source):
                     tally.add(*run)
                 return tally
+            except Untraceable:
+                pass  # said once by Replay; nothing was changed
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, IndexError) as error:  # the plain loop says best what it does not like
+                log.info("plain loop for this client: replayed, it fails: %s", said(error))
+                network.load(params)
+                torch.manual_seed(torch.initial_seed())
+        with _python_seeded(torch.initial_seed()):
+            return self._plain_steps(network, work, batches, source)
+
+    def _plain_steps(self, network: Network, work: LocalWork, batches: list[np.ndarray], source: Columns) -> Tally:
+        tally = Tally(self._task, self.measures)
         weights, loss_of = list(network.trained.values()), ready(self.loss)
         descent = InPlaceDescent(work, list(network.trained), weights, network.pulled, _beside)
         for rows in batches:
@@ -475,6 +487,19 @@ def _drawn(work: LocalWork, examples: int, rng: np.random.Generator) -> tuple[li
     """All that a visit takes from its generator: the rows of its batches, and a seed."""
     batches = work.batches(examples, rng) if work.dp is None else []
     return batches, int(rng.integers(2**63))
+
+
+@contextmanager
+def _python_seeded(seed: int) -> Iterator[None]:
+    """The random states of Python and NumPy that a process shares, for modules that draw from them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager

@@ -264,7 +264,13 @@ class Cohort:
         dims = apart | dict.fromkeys(state["weights"], 0)
 
         def call(tensors: Group, inputs: Sequence[Any]) -> Any:
-            return torch.vmap(lambda own, *x: self._replay.call(own, x), (dims, *[0] * len(inputs)))(tensors, *inputs)
+            return torch.vmap(one, (dims, *[0] * len(inputs)))(tensors, *inputs)
+
+        def one(own: Group, *x: Any) -> Any:
+            outputs = self._replay.call(given := dict(own), x)
+            if replaced := [name for name in own if given[name] is not own[name]]:
+                raise Untraceable(f"the module replaces its buffer '{replaced[0]}'")
+            return outputs
 
         def loss(outputs: Any, targets: Any) -> Any:
             own = self._weighted if padded else self._mean
@@ -273,11 +279,16 @@ class Cohort:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")  # what has no rule is done one by one
-                return trace(call, state, visit.work, loss, batch[:at], tuple(batch[at:]), self._replay.keep)
+                step = trace(call, state, visit.work, loss, batch[:at], tuple(batch[at:]), self._replay.keep)
+            if self._replay.attributes.changed():
+                raise Untraceable("the module keeps attributes from step to step")
+            return step
         except Untraceable as reason:
             if "random operation" in str(reason):  # PyTorch's words
                 raise Untraceable("the step draws random numbers, which are each client's own") from reason
             raise
+        finally:
+            self._replay.attributes.reset()
 
     def _mean(self, outputs: Any, *targets: Any) -> Any:
         return self._loss(outputs, targets[0] if len(targets) == 1 else targets)
@@ -297,7 +308,7 @@ class Cohort:
             before = self._of(state, k)
             inputs, targets = visits[k].source.take(visits[k].batches[step])
             try:
-                after, _ = self._replay.plain(work, _copy(before), inputs, targets)
+                after, _ = self._replay.plain(work, _copy(before), [(inputs, targets)] * CHECKED_STEPS)
             except ValueError as error:  # batch norm on a single example
                 raise Untraceable(str(error)) from None
             native = _copy(state)

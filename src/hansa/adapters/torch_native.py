@@ -13,6 +13,7 @@ of a small network is some twenty calls of a microsecond or two, so each that go
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -226,6 +227,9 @@ class _Writer:
             return []
         if not _takes_places(node.target, made[0].device.type):
             return []
+        users = [user for same in outputs for one in same for user in one.users]
+        if any(torch.Tag.inplace_view in getattr(user.target, "tags", ()) for user in users):
+            return []  # its shape is changed after it was made
         if any(one.name == "reduction" for one in node.target._schema.arguments) and not made[0].ndim:
             return []  # a loss keeps its terms in what it is handed, and resizes that, before they are reduced
         return [self._place(same, one) for same, one in zip(outputs, made, strict=True)]
@@ -310,7 +314,7 @@ class _Writer:
             line = f"{name} : {kind}[] = prim::ListConstruct({', '.join([self.constant(one) for one in value])})"
         else:
             raise Untraceable(f"the step holds a {type(value).__name__}")
-        if isinstance(value, float) and ("inf" in line or "nan" in line):
+        if isinstance(value, float) and math.isnan(value):
             raise Untraceable(f"the step holds the number {value}")
         self._before.append(line)
         self._constants[key] = name

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hansa.core.model import Role
 from hansa.core.tensors import Shapes, Tensors, dtype_name, mismatch
@@ -45,6 +46,7 @@ class Network:
         # Buffers that are not in state_dict are reset at each visit.
         self._unsaved = {name: tensor.clone() for name, tensor in module.named_buffers() if name not in found}
         self._training: bool | None = None
+        self._attributes = Attributes(module)
 
     @cached_property
     def trained(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ class Network:
         unsaved = dict(self.module.named_buffers()) if self._unsaved else {}
         for name, tensor in self._unsaved.items():
             unsaved[name].data.copy_(tensor)
+        self._attributes.reset()
 
     def copy(self) -> Tensors:
         """The module's tensors as they are now."""
@@ -101,6 +104,39 @@ class Network:
             if own and all(self._roles.get(name) == Role.FROZEN for name in own):
                 still.append(part)
         return still
+
+
+class Attributes:
+    """Numbers, texts and tensors that a module's parts keep as attributes, as they are now.
+
+    What is no buffer is not the model's, so that no visit may find what another left: counters, hidden states, caches.
+    """
+
+    def __init__(self, module: Any) -> None:
+        parts = [vars(part) for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+        self._kept = [(part, {name: one for name, one in part.items() if name not in _EVERYWHERE}) for part in parts]
+
+    def changed(self) -> bool:
+        """Whether any is another than it was."""
+        return any(_differing(part, kept) for part, kept in self._kept)
+
+    def reset(self) -> None:
+        """Makes all of them what they were."""
+        for part, kept in self._kept:
+            for name in _differing(part, kept):
+                part.pop(name)
+                part.update({name: kept[name]} if name in kept else {})
+
+
+_EVERYWHERE = frozenset(vars(nn.Module()))
+_PLAIN = (bool, int, float, complex, str, tuple, torch.Tensor, type(None))
+
+
+def _differing(part: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+    if len(part) == len(kept) + len(_EVERYWHERE) and all(part.get(name) is one for name, one in kept.items()):
+        return []
+    own = [name for name in part if name not in _EVERYWHERE]
+    return [name for name in own if part[name] is not kept.get(name, part) and isinstance(part[name], _PLAIN)]
 
 
 def named(module: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ add up in float32. Weights, their updates, normalisations and the loss stay in t
 PyTorch's autocast; in a traced step its conversions are part of the graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,14 +15,14 @@ from torch.utils._pytree import tree_map
 BF16 = "bf16"
 
 
-def call(module: Any, precision: str | None, inputs: Sequence[Any], tensors: Mapping[str, Any] | None = None) -> Any:
+def call(module: Any, precision: str | None, inputs: Sequence[Any], tensors: dict[str, Any] | None = None) -> Any:
     """The module's outputs.
 
     Args:
       module: in the mode that is wanted.
       precision: `bf16`, or None.
       inputs: of the module.
-      tensors: used in place of the module's own, by name.
+      tensors: used in place of the module's own, by name; a buffer that the module replaces is replaced here.
 
     Returns:
       What the module gives; with `bf16`, its bfloat16 tensors widened to float32.
@@ -31,7 +31,7 @@ def call(module: Any, precision: str | None, inputs: Sequence[Any], tensors: Map
         if tensors is None:
             outputs = module(*inputs)
         else:
-            outputs = torch.func.functional_call(module, dict(tensors), tuple(inputs))
+            outputs = torch.func.functional_call(module, tensors, tuple(inputs))
     return outputs if precision is None else tree_map(_wide, outputs)
 
 

@@ -8,6 +8,7 @@ A step that cannot be traced, or that does not give what the plain loop gives, i
 
 import itertools
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from hansa.adapters.torch_capture import Room, loop_of
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_native import Loop, Untraceable
+from hansa.adapters.torch_network import Attributes
 from hansa.adapters.torch_precision import call
 from hansa.adapters.torch_rewrite import ROWS
 from hansa.adapters.torch_trace import Axis, Group, State, Step, begin, flat, fused, resized, trace
@@ -28,6 +30,7 @@ CHUNK_BYTES = 16 << 20  # rows gathered at a time
 CHECKED_STEPS = 2
 LONE = "Expected more than 1 value per channel when training"  # PyTorch's words where batch norm meets one example
 Shapes = tuple[tuple[tuple[int, ...], Any], ...]  # of columns: shape and dtype
+Batch = tuple[list[Any], Any]  # inputs, and the target or the tuple of targets
 Batches = tuple[Any, Any, Any, int]  # losses (steps,), outputs or None and targets of all their examples, batch size
 
 
@@ -65,6 +68,7 @@ class Replay:
         room: Room | None = None,
     ) -> None:  # fmt: skip
         self._module, self._loss, self.keep, self._check, self._precision = module, loss, keep, check, precision
+        self.attributes = Attributes(module)
         self.room = room
         self._loops: dict[Any, _Checked | None] = {}
         self._traced: dict[Any, dict[int, Step]] = {}  # all but the batch size -> batch size -> step
@@ -124,7 +128,9 @@ class Replay:
             raise Untraceable(self._refused[key])
         if key not in self._loops:
             try:
-                self._loops[key] = self._checked(kind, work, state, *source.take(rows))
+                self._loops[key] = self._checked(
+                    kind, work, state, source.take(rows), list(map(source.take, _others(rows)))
+                )
             except Untraceable as reason:
                 if len(rows) == 1 and LONE in str(reason):
                     self._loops[key] = None
@@ -147,64 +153,71 @@ class Replay:
             if step is not None:
                 return step, 1
         step = trace(self.call, state, work, self._loss, inputs, targets, self.keep)
+        if self.attributes.changed():
+            again = trace(self.call, state, work, self._loss, inputs, targets, self.keep)
+            if str(again.graph) != str(step.graph):
+                raise Untraceable("it depends on what the module kept as an attribute at the step before")
         if len(traced) < 2 and size > 1:  # a single example may take another way through the module
             traced[size] = step
         return step, CHECKED_STEPS
 
-    def _checked(self, kind: Any, work: LocalWork, state: State, inputs: Any, targets: Any) -> _Checked:
-        """A new loop, once it has given what the plain loop gives on this batch; and the shapes of what it stores."""
+    def _checked(self, kind: Any, work: LocalWork, state: State, batch: Batch, others: Sequence[Batch]) -> _Checked:
+        """A new loop, once it has given what the plain loop gives on other batches than it was traced with, since what
+        NumPy reads from a batch becomes part of the graph; and the shapes of what it stores.
+        """
         device = next(iter(state["weights"].values())).device
-        rewind = _rewinding(device)  # a visit draws the same numbers whether or not it has to trace
+        rewind = _rewinding(device, self.attributes)  # a visit finds the same whether or not it has to trace
+        before = _drawn_elsewhere()
         try:
-            step, count = self._step(kind, work, state, inputs, targets)
+            step, count = self._step(kind, work, state, *batch)
             loop = loop_of(step, self.room)
+            if before != _drawn_elsewhere():
+                raise Untraceable("it draws from the random numbers of Python or NumPy")
         finally:
             rewind()
-        plain, stored = self.plain(work, _copy(state), inputs, targets, count)
+        plain, stored = self.plain(work, _copy(state), others[:count])
         rewind()
         native = _copy(state)
         stores = [torch.empty((count, *shape), dtype=dtype, device=device) for shape, dtype in stored]
-        columns = [one.expand(count, *one.shape).contiguous() for one in _columns(inputs, targets)]
-        loop(flat(native), columns, rate(work), stores)
+        columns = [torch.stack(one) for one in zip(*(_columns(*other) for other in others[:count]), strict=True)]
+        try:
+            loop(flat(native), columns, rate(work), stores)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise Untraceable(f"replayed, it fails: {said(error)}") from error
         rewind()
         self.agree(work, state, native, plain)
         return _Checked(loop, stored)
 
     def agree(self, work: LocalWork, before: State, native: State, plain: State) -> None:
         """Raises Untraceable unless two states are the same but for rounding."""
-        rtol, atol = self._tolerance(before["weights"], plain["weights"])
+        steps = {name: float((plain["weights"][name] - one).abs().max()) for name, one in before["weights"].items()}
+        rtol, atol = (1e-3, 1e-5) if self._precision is None else (1e-2, 0.05 * max(steps.values()))
         for group in ("weights", "others"):
             for name, one in native[group].items():
                 theirs = plain[group][name]
                 if work.optimiser == "adam" and group == "weights":
                     seen = native["first"][name].abs() > 1e-6  # it blows a gradient of zero up to a whole step
                     one, theirs = one[seen], theirs[seen]
-                if not _close(one, theirs, rtol, atol):
+                if not _close(one, theirs, rtol, atol) or (group == "weights" and not _moved(one, theirs, steps, name)):
                     raise Untraceable(f"replayed, '{name}' differs from the plain loop")
-
-    def _tolerance(self, before: Group, after: Group) -> tuple[float, float]:
-        """How far a weight may be from the plain loop's, relative and absolute."""
-        if self._precision is None:
-            return 1e-3, 1e-5
-        steps = [float((after[name] - before[name]).abs().max()) for name in before]
-        return 1e-2, 0.05 * max(steps)  # a gradient of zero is rounding alone, as large as others' rounding
 
     def call(self, tensors: Group, inputs: Sequence[Any]) -> Any:
         """The module's outputs with these tensors in place of its own."""
         return call(self._module, self._precision, inputs, tensors)
 
-    def plain(
-        self, work: LocalWork, state: State, inputs: Any, targets: Any, steps: int = CHECKED_STEPS
-    ) -> tuple[State, Shapes]:
-        """The state after a few plain steps on one batch, and the shapes of the loss and, if kept, the outputs."""
+    def plain(self, work: LocalWork, state: State, batches: Sequence[Batch]) -> tuple[State, Shapes]:
+        """The state after a plain step on each batch, and the shapes of the loss and, if kept, the outputs."""
         leaves = {name: weight.requires_grad_() for name, weight in state["weights"].items()}
         values, terms = list(leaves.values()), {what: _tree(state[what]) for what in ("correction", "mask")}
         descent = InPlaceDescent(work.with_(**terms), list(leaves), values, list(state["start"]), _tensor)
-        for _ in range(steps):
-            outputs = self.call({**state["others"], **leaves}, inputs)
+        for inputs, targets in batches:
+            outputs = self.call(tensors := {**state["others"], **leaves}, inputs)
             self._check(outputs, targets)
             loss = self._loss(outputs, targets)
             descent.step(torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True))
+            state = {**state, "others": {name: tensors[name].detach() for name in state["others"]}}
         kept = [(tuple(outputs.shape), outputs.dtype)] if self.keep and torch.is_tensor(outputs) else []
         after = {**state, "weights": {name: one.detach() for name, one in leaves.items()}}
         return after, (((), loss.dtype), *kept)
@@ -215,17 +228,34 @@ def rate(work: LocalWork) -> float:
     return work.lr if fused(work) else -work.lr
 
 
-def _rewinding(device: Any) -> Callable[[], None]:
-    """What sets PyTorch's random numbers, of the CPU and of a GPU, back to where they are now."""
-    state = torch.random.get_rng_state()
+def _rewinding(device: Any, attributes: Attributes) -> Callable[[], None]:
+    """What sets random numbers back to where they are now, and a module's attributes to what they were at first."""
+    state, python, numpy = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
     there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def rewind() -> None:
+        attributes.reset()
         torch.random.set_rng_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
         if there is not None:
             torch.cuda.set_rng_state(there, device)
 
     return rewind
+
+
+def _drawn_elsewhere() -> tuple[Any, ...]:
+    """Where the generators of Python and NumPy are that a whole process shares."""
+    numpy: Any = np.random.get_state(legacy=False)
+    return (random.getstate(), numpy["state"]["key"].tobytes(), numpy["state"]["pos"], numpy["has_gauss"])
+
+
+def _others(rows: np.ndarray) -> list[np.ndarray]:
+    """For each step that is checked, a batch of the same size: each lacks half of the rows, so that sums and extremes
+    differ, but for three rows at least, which batch norm needs.
+    """
+    size, some = len(rows), max(3, len(rows) // 2)
+    return [np.resize(one, size) for one in ((rows[:some], rows[-some:]) if size > 3 else (rows[::-1], rows))]
 
 
 def _close(one: Any, other: Any, rtol: float, atol: float) -> bool:
@@ -233,6 +263,22 @@ def _close(one: Any, other: Any, rtol: float, atol: float) -> bool:
     if one.is_floating_point() and one.numel() and float((one - other).abs_().max()) <= atol:
         return True
     return bool(torch.allclose(one, other, rtol=rtol, atol=atol, equal_nan=True))
+
+
+def said(error: Exception) -> str:
+    """What went wrong in a native loop, without where in its text."""
+    return next((line for line in str(error).splitlines() if line.startswith("RuntimeError: ")), str(error))[:200]
+
+
+def _moved(one: Any, theirs: Any, steps: Mapping[str, float], name: str) -> bool:
+    """Whether a weight moved alike: at a small learning rate the weights themselves are close, however they moved.
+
+    A gradient of zero is rounding alone, as large as others' rounding.
+    """
+    if not theirs.numel():
+        return True
+    most = 0.05 * max(steps[name], 0.1 * max(steps.values())) + 2e-6 * float(theirs.abs().max())
+    return bool((one - theirs).abs().max() <= most)
 
 
 def _columns(inputs: Sequence[Any], targets: Any) -> list[Any]:

@@ -105,13 +105,16 @@ def trace(
 
     def gradients(weights: Group, others: Group, batch: list[Any]) -> list[Any]:
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        outputs = call({**others, **leaves}, batch[: len(inputs)])
+        outputs = call(tensors := {**others, **leaves}, batch[: len(inputs)])
         wanted = tuple(batch[len(inputs) :]) if several else batch[-1]
         value = loss(outputs, wanted)
         total = value.sum() if value.ndim else value  # of clients that share nothing, each gets its own gradient
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
         if keep and not torch.is_tensor(outputs):
             raise Untraceable(f"the module gives a {type(outputs).__name__}, and metrics need one tensor")
+        for name, one in others.items():
+            if tensors[name] is not one:  # replaced by the module; backward may have read what it was
+                one.copy_(tensors[name].detach())
         return [*([value, outputs] if keep else [value]), *grads]
 
     copies = {group: {name: one.detach().clone() for name, one in state[group].items()} for group in _TRACED}
