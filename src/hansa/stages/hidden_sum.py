@@ -39,7 +39,7 @@ class Aggregator(ABC):
 
 
 class HiddenSum(Reducer):
-    """A reducer that adds integers it does not see. What its `bind` returns has an `aggregator`."""
+    """A reducer that adds integers it does not see, once it is bound to a signal."""
 
     sees: ClassVar[str] = "total"
 
@@ -56,6 +56,10 @@ class HiddenSum(Reducer):
             yield f"{name} over {setting.cohort:g} clients hides nobody: ask at least 3 a round."
         if setting.sampling.max_staleness:
             yield f"{name} needs rounds that begin together: set max_staleness=0."
+
+    @abstractmethod
+    def bind(self, signal: Signal, setting: Setting) -> Reducer:
+        """The reducer that has an aggregator; JobError with all `faults`."""
 
     def aggregator(self, cohort: Sequence[str], seat: Seat) -> Aggregator:
         """The server's half for this cohort; the bound reducer's."""
