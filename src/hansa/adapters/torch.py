@@ -431,7 +431,7 @@ class TorchModel(Model):
         if device not in kept:
             loop = self._loop(device)
             with seeded(0, "cpu"):  # what is drawn while building must not shift what the visit draws
-                network = Network(self._build().to(device), self.roles(), "channels last" in loop)
+                network = Network(self._build().to(device), self.roles(), "channels last" in loop, device == "cpu")
             keep = self._task != Task.VALUES or bool(self.measures)
             check = functools.partial(check_shapes, self.loss)
             loss = ready(self.loss)

@@ -21,6 +21,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from hansa.adapters.measure import Measures
+from hansa.adapters.torch_array import sent, tensor_of
 from hansa.adapters.torch_buckets import Run, buckets, runs, table
 from hansa.adapters.torch_capture import loop_of
 from hansa.adapters.torch_loss import Task, correct, ready, rowwise
@@ -181,16 +182,15 @@ class Cohort:
         }
         return begin(work, weights, network.pulled, terms, others)
 
-    def _taken(self, state: State, clients: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    def _taken(self, state: State, clients: Sequence[int]) -> list[dict[str, Any]]:
         """What some clients have now."""
         if not clients:
             return []
         whole = state["weights"] | {n: one for n, one in state["others"].items() if n not in self._network.parameters}
         rows = torch.as_tensor(clients, device=next(iter(state["weights"].values())).device)
-        copies = {
-            name: one.index_select(0, rows).cpu().numpy() for name, one in whole.items() if name in self._network.names
-        }
-        return [{name: one[k] for name, one in copies.items()} for k in range(len(clients))]
+        copies = {name: one.index_select(0, rows) for name, one in whole.items() if name in self._network.names}
+        kept = {name: self._network.array(one) for name, one in copies.items()}
+        return [{name: one[k] for name, one in kept.items()} for k in range(len(clients))]
 
     def _columns(self, visits: Sequence[Visit], run: Run) -> list[Any]:
         """Batches of a run of steps: inputs, what each row counts if there is padding, and targets.
@@ -418,13 +418,8 @@ def _stack(arrays: Sequence[Any], like: Any) -> Any:
     """Clients' arrays on one new axis, in memory of its own; where all have the same one it is read once."""
     first = arrays[0]
     if all(one is first for one in arrays):
-        return _tensor(first, like).expand(len(arrays), *first.shape).clone(memory_format=torch.contiguous_format)
-    return torch.stack([_tensor(one, like) for one in arrays])
-
-
-def _tensor(array: Any, like: Any) -> Any:
-    given = array if torch.is_tensor(array) else torch.from_numpy(np.array(array))
-    return given.detach().to(device=like.device, dtype=like.dtype)
+        return sent(first, like).expand(len(arrays), *first.shape).clone(memory_format=torch.contiguous_format)
+    return torch.stack([tensor_of(one, like) for one in arrays])
 
 
 def _tiled(tensor: Any, count: int, dim: int) -> Any:

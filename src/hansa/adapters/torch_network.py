@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hansa.adapters.torch_array import resident, sent
 from hansa.core.model import Role
 from hansa.core.tensors import Shapes, Tensors, dtype_name, mismatch
 
@@ -25,11 +26,13 @@ class Network:
       module: on its device.
       roles: of its tensors, as `Model.roles`.
       channels_last: whether it computes on images in this layout.
+      here: whether it is in this machine's memory; else what it is trained to stays on its device.
 
     `parameters`, `trained` and `names` (with the buffers) are those of `state_dict()`.
     """
 
-    def __init__(self, module: Any, roles: Mapping[str, Role], channels_last: bool = False) -> None:
+    def __init__(self, module: Any, roles: Mapping[str, Role], channels_last: bool = False, here: bool = True) -> None:
+        self._here = here
         self.module = module.to(memory_format=torch.channels_last) if channels_last else module
         self._roles = roles
         found = named(module)
@@ -70,7 +73,14 @@ class Network:
 
     def copy(self) -> Tensors:
         """The module's tensors as they are now."""
-        return Tensors({name: array(tensor) for name, tensor in self._named().items()})
+        if self._here:
+            return Tensors({name: array(tensor) for name, tensor in self._named().items()})
+        laid = torch.contiguous_format
+        return Tensors({n: self.array(one.detach().clone(memory_format=laid)) for n, one in self._named().items()})
+
+    def array(self, tensor: Any) -> Any:
+        """A tensor that nobody changes any more as an array, where the network is."""
+        return tensor.numpy() if self._here else resident(tensor)
 
     def train(self, training: bool = True) -> None:
         """Sets the mode of every part; a batch norm whose statistics are frozen always uses them."""
@@ -154,7 +164,7 @@ def fill(tensors: Mapping[str, Any], params: Tensors) -> None:
             if tensor.device.type == "cpu" and isinstance(given, np.ndarray):
                 tensor.detach().numpy()[...] = given  # no warning for arrays that may not be written
             else:
-                tensor.copy_(given if torch.is_tensor(given) else torch.from_numpy(np.array(given)))
+                tensor.copy_(sent(given, tensor))
 
 
 def array(tensor: Any) -> np.ndarray:

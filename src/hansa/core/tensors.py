@@ -96,7 +96,7 @@ class Tensors(Mapping[str, Array]):
         if lazy is not None:
             yield from lazy(name)
             return
-        flat = np.asarray(self[name]).reshape(-1)
+        flat = (own if hasattr(own := self[name], "__array_ufunc__") else np.asarray(own)).reshape(-1)
         for start in range(0, len(flat), BLOCK):
             yield slice(start, min(start + BLOCK, len(flat))), flat[start : start + BLOCK]
 

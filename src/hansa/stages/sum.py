@@ -38,20 +38,22 @@ class Sum(Reducer):
         total: dict[str, np.ndarray] = {}
         while isinstance(event := (yield None), Arrived):
             for name, (shape, dtype) in event.message.shapes.items():
-                first = name not in total
-                if first:
-                    total[name] = np.empty(shape, np.int64 if np.dtype(dtype).kind in "iub" else dtype)
-                if event.discount != 1.0 and total[name].dtype.kind == "i":
-                    total[name] = total[name].astype(np.float64)  # a discounted integer is none
-                flat = total[name].reshape(-1)
+                first, kind = name not in total, np.int64 if np.dtype(dtype).kind in "iub" else dtype
                 for where, block in event.message.blocks(name):
+                    if name not in total:  # where the first contribution is: on a device, if it was trained there
+                        total[name] = np.empty_like(block, kind, order="C", subok=False, shape=shape)
+                    if event.discount != 1.0 and total[name].dtype.kind == "i":
+                        total[name] = total[name].astype(np.float64)  # a discounted integer is none
+                    flat = total[name].reshape(-1)
                     if event.discount != 1.0:
                         block = block * np.asarray(event.discount, flat.dtype)
                     if first:
                         flat[where] = block
                     else:
                         flat[where] += block
-        return Tensors(total)
+                if name not in total:  # of no numbers, so that there was no block
+                    total[name] = np.empty(shape, kind)
+        return Tensors({name: np.asarray(array) for name, array in total.items()})
 
 
 def rounding_of_sum(part: Part, setting: Setting) -> float:
