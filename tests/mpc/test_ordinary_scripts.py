@@ -1,6 +1,7 @@
 """What ordinary scripts write, with its gradients, is what PyTorch computes in the clear; what is not is an error."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -336,6 +337,26 @@ def test_fused_operations_come_back_as_they_were_when_the_last_session_ends() ->
         assert not torch.backends.cuda.flash_sdp_enabled()
     finally:
         torch.backends.cuda.enable_flash_sdp(True)
+
+
+@pytest.mark.parametrize("protocol", ["plain", "aby3"])
+def test_quotients_and_roots_are_exact_where_numbers_are_large(protocol: str) -> None:
+    def program(x: torch.Tensor) -> Any:
+        return (
+            *(x / x, -x / (x + 2), 20000 / x, torch.full((4,), 300.0) / -x),
+            *((x * 4).sqrt() / 100, (x * x).sum().sqrt() / 1000),
+        )
+
+    written(program, torch.tensor([30000.0, 1000.0, 17.0, 4.0]), protocol)
+
+
+def test_the_logarithm_of_nothing_is_that_of_half_a_unit() -> None:
+    def program(session: Session) -> Any:
+        return session.reveal(session.share(torch.tensor([0.0, -3.0, 2.0**-16]), session.names[0]).log())
+
+    nothing, negative, least = local(program, "plain")[0].tolist()
+    assert nothing == negative == pytest.approx(math.log(2.0**-17), abs=1e-2)
+    assert nothing < least == pytest.approx(math.log(2.0**-16), abs=1e-2)
 
 
 def test_other_powers_are_refused_with_a_formula() -> None:

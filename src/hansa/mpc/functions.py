@@ -116,24 +116,42 @@ def quotient(a: Fixed, b: Fixed) -> Fixed:
     return ((a * factor).rehomed(_FINE) * w).rehomed(b.engine.bits)
 
 
+def signed_quotient(a: Fixed, b: Fixed) -> Fixed:
+    """As `quotient`, of any b but 0."""
+    sign = 1 - b.negative() * 2
+    return quotient(a * sign, b * sign)
+
+
 def rsqrt(x: Fixed) -> Fixed:
     """The number x^(−1/2) for 2^−14 ≤ x < 2^30, with a relative error of 2^−12 and one unit; 0 at 0."""
-    f = x.engine.bits
+    _, y, hot = _rooted(x)
+    return _by_halves(y, hot, x, -1)
+
+
+def sqrt(x: Fixed) -> Fixed:
+    """The number x^(1/2), as `rsqrt`, and as exact for a large x as for a small one: it is rounded once, at the end."""
+    near, y, hot = _rooted(x)
+    return _by_halves((near * y).rehomed(_FINE), hot, x, 1)
+
+
+def _rooted(x: Fixed) -> tuple[Fixed, Fixed, Fixed]:
+    """A number scaled into [1/2, 1), 1 over the root of that, and its highest bit."""
     near, hot = _scaled(x)
     y = 2.223 - near * 1.259
     for _ in range(3):
         y = (y * (3 - near * (y * y).rehomed(_FINE))) * 0.5
-    factor = _weighted(hot, [round(2 ** (f - (k + 1 - x.home) / 2)) for k in range(_TOP + 1)], f)
+    return near, y, hot
+
+
+def _by_halves(y: Fixed, hot: Fixed, x: Fixed, sign: int) -> Fixed:
+    """The number y times the root of what x was scaled by, or over it."""
+    f = x.engine.bits
+    factor = _weighted(hot, [round(2 ** (f + sign * (k + 1 - x.home) / 2)) for k in range(_TOP + 1)], f)
     return (y * factor).rehomed(f)
 
 
-def sqrt(x: Fixed) -> Fixed:
-    """The number x^(1/2), as `rsqrt`."""
-    return x * rsqrt(x)
-
-
 def log(x: Fixed) -> Fixed:
-    """The natural logarithm for 2^−14 ≤ x < 2^30, with an error of 2^−13."""
+    """The natural logarithm for 2^−14 ≤ x < 2^30, with an error of 2^−13; below 0 and at 0 that of half a unit."""
     f = x.engine.bits
     near, hot = _scaled(x)
     # The polynomial of degree 7 through Chebyshev's points of [1/2, 1]; its error is below 1e-6.
@@ -142,7 +160,9 @@ def log(x: Fixed) -> Fixed:
     for coefficient in reversed(series.coef[:-1]):
         value = near * value + float(coefficient)
     exponent = _weighted(hot, [round((k + 1 - x.home) * math.log(2) * (1 << f)) for k in range(_TOP + 1)], f)
-    return value.rehomed(f) + exponent
+    least = -(x.home + 1) * math.log(2) - float(series.coef[0])  # with the polynomial's value where no bit is set
+    nothing = 1 - hot.map(lambda part: part.sum(-1))
+    return value.rehomed(f) + exponent + nothing * least
 
 
 def exp(x: Fixed) -> Fixed:

@@ -83,6 +83,20 @@ def square(x: SecretTensor) -> SecretTensor:
 def div(x: Any, y: Any) -> SecretTensor:
     """The quotient: a public divisor's is a product, a secret one's an approximation."""
     engine = engine_of(x, y)
+    divisor, dividend = number(y, engine), number(x, engine)
+    if divisor.public is None and divisor.home == engine.bits and dividend.home <= engine.bits and not _unit(dividend):
+        return secret(functions.signed_quotient(dividend, divisor))
+    return _by_reciprocal(x, y)
+
+
+def _unit(x: Fixed) -> bool:
+    """Whether it is public, and multiplies the error of a reciprocal by 1 at most."""
+    return x.public is not None and bool((x.public.abs() <= 1).all())
+
+
+def _by_reciprocal(x: Any, y: Any) -> SecretTensor:
+    """As `div`, with the error of 1/y times x: for small divisors and a longer fraction."""
+    engine = engine_of(x, y)
     divisor = number(y, engine)
     inverse = (
         Fixed.constant(engine, 1.0 / divisor.public.double()) if divisor.public is not None
@@ -251,7 +265,7 @@ def addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> SecretTensor:
 @handles(aten.addcdiv.default)
 def addcdiv(x: Any, a: Any, b: Any, *, value: float = 1) -> SecretTensor:
     """The sum x + value·a/b."""
-    quotient = div(a, b)
+    quotient = _by_reciprocal(a, b)
     return add(x, mul(quotient, value) if value != 1 else quotient)
 
 
