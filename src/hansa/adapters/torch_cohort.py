@@ -28,7 +28,19 @@ from hansa.adapters.torch_loss import Task, correct, ready, rowwise
 from hansa.adapters.torch_native import Loop, Untraceable
 from hansa.adapters.torch_network import Network
 from hansa.adapters.torch_replay import CHECKED_STEPS, LONE, Replay, rate
-from hansa.adapters.torch_trace import Axis, Group, State, Step, begin, flat, peak_bytes, resized, results, trace
+from hansa.adapters.torch_trace import (
+    Axis,
+    Group,
+    State,
+    Step,
+    begin,
+    flat,
+    kind_of,
+    peak_bytes,
+    resized,
+    results,
+    trace,
+)
 from hansa.adapters.torch_visit import Columns
 from hansa.core.model import Fit, LocalWork, Metrics
 from hansa.core.tensors import EMPTY, Tensors
@@ -380,10 +392,8 @@ class _Sums:
 
 
 def _kind(visit: Visit) -> Any:
-    """What a stacked step depends on: all of the work but lr, which is its argument, and the values of its terms."""
-    work = visit.work
-    plain = work.with_(lr=0.0, correction=EMPTY, mask=EMPTY, epochs=None, steps=1)
-    return (plain, tuple(work.correction), tuple(work.mask), visit.source.shapes(1))
+    """What a stacked step depends on."""
+    return (*kind_of(visit.work), visit.source.shapes(1))
 
 
 def _counts(source: Columns, task: Task) -> bool:

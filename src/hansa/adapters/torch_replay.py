@@ -8,6 +8,7 @@ A step that cannot be traced, or that does not give what the plain loop gives, i
 
 import itertools
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -21,9 +22,9 @@ from hansa.adapters.torch_native import Loop, Untraceable
 from hansa.adapters.torch_network import Attributes
 from hansa.adapters.torch_precision import call
 from hansa.adapters.torch_rewrite import ROWS
-from hansa.adapters.torch_trace import Axis, Group, State, Step, begin, flat, fused, resized, trace
+from hansa.adapters.torch_trace import Axis, Group, State, Step, begin, flat, fused, kind_of, resized, trace
 from hansa.core.model import LocalWork
-from hansa.core.tensors import EMPTY, Tensors
+from hansa.core.tensors import Tensors
 
 log = logging.getLogger("hansa.plan")
 CHUNK_BYTES = 16 << 20  # rows gathered at a time
@@ -93,8 +94,7 @@ class Replay:
         """
         terms = {"correction": _terms(work.correction, weights), "mask": _terms(work.mask, weights)}
         state = begin(work, weights, pulled, terms, others)
-        plain = work.with_(lr=0.0, correction=EMPTY, mask=EMPTY, epochs=None, steps=1)
-        kind = (plain, tuple(state["correction"]), tuple(state["mask"]))
+        kind = kind_of(work)
         loops: dict[int, _Checked | None] = {}
         for rows in batches:
             if len(rows) not in loops:
@@ -303,7 +303,7 @@ def _copy(state: State) -> State:
 
 def _chunks(rows: Sequence[np.ndarray], shapes: Shapes) -> Iterator[Sequence[np.ndarray]]:
     """Runs of steps whose rows together take some megabytes."""
-    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes)
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
     steps = max(1, CHUNK_BYTES // max(1, size))
     for at in range(0, len(rows), steps):
         yield rows[at : at + steps]

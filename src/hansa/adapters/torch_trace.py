@@ -58,6 +58,12 @@ def flat(state: Mapping[str, Group]) -> list[Any]:
     return [tensor for group in state.values() for tensor in group.values()]
 
 
+def kind_of(work: LocalWork) -> tuple[Any, ...]:
+    """What a step depends on: all of the work but its length, lr, which is an argument, and the values of its terms."""
+    settings = (work.optimiser, work.momentum, work.betas, work.eps, work.weight_decay, work.proximal, work.dp)
+    return (*settings, tuple(work.correction), tuple(work.mask))
+
+
 def fused(work: LocalWork) -> bool:
     """Whether the optimiser is one fused call, which takes lr itself; a plain step adds -lr times the gradient."""
     return work.optimiser == "adam" or work.momentum > 0
