@@ -343,7 +343,7 @@ def test_fused_operations_come_back_as_they_were_when_the_last_session_ends() ->
 def test_quotients_and_roots_are_exact_where_numbers_are_large(protocol: str) -> None:
     def program(x: torch.Tensor) -> Any:
         return (
-            *(x / x, -x / (x + 2), 20000 / x, torch.full((4,), 300.0) / -x),
+            *(x / x, -x / (x + 2), torch.full((4,), 300.0) / -x),
             *((x * 4).sqrt() / 100, (x * x).sum().sqrt() / 1000),
         )
 
