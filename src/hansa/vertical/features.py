@@ -13,6 +13,7 @@ Sources: Paillier 1999, https://doi.org/10.1007/3-540-48910-X_16; Siddiqi 2006, 
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -220,21 +221,29 @@ def _as_label_owner(mesh: Mesh, owners: Sequence[str], labels: Column, to: str, 
     for owner in owners:
         columns: dict[str, Binned] = {}
         for number in range(heard(mesh, owner, "columns", int)):
-            count = None
-            if to != "features":
-                head, raw = parts(mesh, owner, f"sums/{number}", 2)
-                totals, missing = _totals(head, owner, len(y))
-                count = len(totals)
-                with named(owner):
-                    sums = key.decrypt(key.public.from_bytes(raw, count))
-                columns[str(number)] = _checked(totals, sums, missing, owner)
+            binned = _summed(mesh, owner, number, key, len(y)) if to != "features" else None
+            if binned is not None:
+                columns[str(number)] = binned
             if to != "labels":
+                raw, count = (
+                    parts(mesh, owner, f"masked/{number}", 1)[0],
+                    None if binned is None else len(binned.totals),
+                )
                 with named(owner):
-                    shown = key.decrypt(key.public.from_bytes(parts(mesh, owner, f"masked/{number}", 1)[0], count))
+                    shown = key.decrypt(key.public.from_bytes(raw, count))
                 mesh.send(owner, f"opened/{number}", [json.dumps([str(each) for each in shown]).encode()])
         if columns:
             found[owner] = columns
     return found
+
+
+def _summed(mesh: Mesh, owner: str, number: int, key: PrivateKey, rows: int) -> Binned:
+    """What an owner says of one of its columns: rows of each bin, and under our key their positives."""
+    head, raw = parts(mesh, owner, f"sums/{number}", 2)
+    totals, missing = _totals(head, owner, rows)
+    with named(owner):
+        sums = key.decrypt(key.public.from_bytes(raw, len(totals)))
+    return _checked(totals, sums, missing, owner)
 
 
 def _as_feature_owner(mesh: Mesh, label_owner: str, table: AlignedTable, to: str, bins: int, least: int) -> Relations:
@@ -268,41 +277,40 @@ def _as_feature_owner(mesh: Mesh, label_owner: str, table: AlignedTable, to: str
 def _cut(
     values: Column, numbers: bool, bins: int, least: int
 ) -> tuple[NDArray[np.float64] | None, dict[str, int] | None, bool]:
-    """Edges of bins of equally many rows, or the bin of each category; and whether missing values have a bin."""
-    if numbers:
-        there = np.sort(values[~np.isnan(values)])
-        _enough(len(values) - len(there), least)
-        wanted = (
-            np.unique(np.quantile(there, np.linspace(0, 1, bins + 1)[1:-1], method="lower")) if len(there) else there
+    """Edges of bins, or the bin of each category; and whether missing values have a bin."""
+    gone = np.isnan(values) if numbers else np.array([value is None for value in values], np.bool_)
+    missing, there = int(gone.sum()), values[~gone]
+    if 0 < missing < least:
+        raise DataError(
+            f"{missing} values of a column are missing, fewer than least={least} for a bin of their own: fill them in."
         )
-        edges: list[float] = []
-        taken = 0
-        for edge in wanted:
-            upto = int(np.searchsorted(there, edge, "right"))
-            if upto - taken >= least and len(there) - upto >= least:
-                edges.append(float(edge))
-                taken = upto
-        return np.array(edges), None, len(there) < len(values)
-    counts: dict[str, int] = {}
-    for value in values:
-        if value is not None:
-            counts[value] = counts.get(value, 0) + 1
-    missing = sum(value is None for value in values)
-    _enough(missing, least)
+    if numbers:
+        return _edges(np.sort(there), bins, least), None, missing > 0
+    return None, _categories(there, least), missing > 0
+
+
+def _edges(there: Column, bins: int, least: int) -> NDArray[np.float64]:
+    """Between bins of equally many rows, as far as each has so many."""
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    wanted = np.unique(np.quantile(there, inner, method="lower")) if len(there) else there
+    edges, taken = list[float](), 0
+    for edge in wanted:
+        upto = int(np.searchsorted(there, edge, "right"))
+        if upto - taken >= least and len(there) - upto >= least:
+            edges.append(float(edge))
+            taken = upto
+    return np.array(edges)
+
+
+def _categories(there: Column, least: int) -> dict[str, int]:
+    """The bin of each category; rare ones share the last, with the least common of the others if they are too few."""
+    counts = Counter(there.tolist())
     common = sorted(name for name, count in counts.items() if count >= least)
     rare = sorted(set(counts) - set(common))
     if common and rare and sum(counts[name] for name in rare) < least:
         common.remove(joined := min(common, key=lambda name: counts[name]))
         rare.append(joined)
-    made = {name: at for at, name in enumerate(common)} | dict.fromkeys(rare, len(common))
-    return None, made, missing > 0
-
-
-def _enough(missing: int, least: int) -> None:
-    if 0 < missing < least:
-        raise DataError(
-            f"{missing} values of a column are missing, fewer than least={least} for a bin of their own: fill them in."
-        )
+    return {name: at for at, name in enumerate(common)} | dict.fromkeys(rare, len(common))
 
 
 def _bins_of(

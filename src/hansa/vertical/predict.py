@@ -139,8 +139,7 @@ class Asker:
     def close(self) -> None:
         """Tells the other owners that nothing more will be asked."""
         if self._links is not None:
-            for peer in self._links[0].peers:
-                self._links[0].send(peer, "request", [b"null"])
+            _tell(self._links[0], "request", None)
             self._leave()
 
     def _leave(self, error: HansaError | None = None) -> None:
@@ -150,32 +149,28 @@ class Asker:
 
     def _together(self, mesh: Mesh, predict: Predict, ids: list[str]) -> list[Answer]:
         salt = secrets.token_hex(16)
-        for peer in mesh.peers:
-            mesh.send(peer, "request", [json.dumps([ids, salt]).encode()])
-        unknown = {name: mesh.me for name, known in zip(ids, self._people.knows(ids), strict=True) if not known}
+        _tell(mesh, "request", [ids, salt])
+        refusal, unknown = self._unknown(mesh, ids)
+        asked = [] if refusal else [name for name in ids if name not in unknown]
+        _tell(mesh, "people", asked)
+        if refusal:
+            raise Refused(refusal)
+        outputs = _values(predict(self._people.of(asked, _alignment(salt, asked))), len(asked)) if asked else ()
+        known = {name: Answer(name, value) for name, value in zip(asked, outputs, strict=True)}
+        reasons = {name: f"'{owner}' does not know this person" for name, owner in unknown.items()}
+        return [known[name] if name in known else Answer(name, self._default, reasons[name]) for name in ids]
+
+    def _unknown(self, mesh: Mesh, ids: list[str]) -> tuple[str, dict[str, str]]:
+        """Why an owner refuses, if one does; and those whom some owner does not know, with its name."""
         refusal = ""
+        unknown = {name: mesh.me for name, known in zip(ids, self._people.knows(ids), strict=True) if not known}
         for peer in mesh.peers:
             refused, known = heard(mesh, peer, "known", tuple[str, list[bool]], self._deadline_s)
             refusal = refusal or refused
             if not refusal and len(known) != len(ids):
                 raise ProtocolError(f"'{peer}' did not say of each of {len(ids)} people whether it knows them.")
             unknown |= {name: peer for name, here in zip(ids, known, strict=False) if not here}
-        asked = [] if refusal else [name for name in ids if name not in unknown]
-        for peer in mesh.peers:
-            mesh.send(peer, "people", [json.dumps(asked).encode()])
-        if refusal:
-            raise Refused(refusal)
-        values = (
-            dict(zip(asked, _values(predict(self._people.of(asked, _alignment(salt, asked))), len(asked)), strict=True))
-            if asked
-            else {}
-        )
-        return [
-            Answer(name, values[name])
-            if name in values
-            else Answer(name, self._default, f"'{unknown[name]}' does not know this person")
-            for name in ids
-        ]
+        return refusal, unknown
 
 
 def serve(mesh: Mesh, predict: Predict, people: People, asker: str, *, most: int = 10_000) -> int:
@@ -211,6 +206,12 @@ def serve(mesh: Mesh, predict: Predict, people: People, asker: str, *, most: int
             predict(people.of(asked, _alignment(salt, asked)))
             count += len(asked)
     return count
+
+
+def _tell(mesh: Mesh, tag: str, value: Any) -> None:
+    """Tells all other owners."""
+    for peer in mesh.peers:
+        mesh.send(peer, tag, [json.dumps(value).encode()])
 
 
 def _alignment(salt: str, ids: Sequence[str]) -> bytes:

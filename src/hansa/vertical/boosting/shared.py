@@ -97,15 +97,13 @@ class SharedBoosting(Boosting):
           DataError: labels or columns that cannot be learned from.
         """
         require((session.me == self.labels_at) == (labels is not None), f"labels are given at '{self.labels_at}'.")
-        binned = Table(table.columns, self) if table is not None and table.names else None
-        choices = [] if binned is None else _choices(binned)
+        mine = _Own.of(table, self) if table is not None and table.names else None
         loss = None if labels is None else loss_of(self.loss, labels)
-        rows = len(loss.labels) if loss is not None else None if binned is None else len(binned)
-        sizes, rows, outputs = _meet(session, self, table, rows, len(choices), None if loss is None else loss.outputs)
+        sizes, rows, outputs = _meet(session, self, table, *_facts(mine, loss))
         y = session.share(None if loss is None else _targets(loss), self.labels_at, shape=(rows, outputs))
         base = session.share(None if loss is None else loss.base(), self.labels_at, shape=(outputs,))
-        mine = None if binned is None else _sides(binned, choices)
-        sides = [session.share(mine, owner, shape=(rows, size)) for owner, size in sizes.items() if size]
+        given = None if mine is None else mine.sides()
+        sides = [session.share(given, owner, shape=(rows, size)) for owner, size in sizes.items() if size]
         left = torch.cat(sides, 1)
         margins = base.expand(rows, outputs)
         learns = torch.from_numpy(learning_rows(rows, self))
@@ -115,12 +113,12 @@ class SharedBoosting(Boosting):
             g, h = self._gradients(margins, y)
             if self.validation:
                 g, h = (x * learns.long()[:, None] for x in (g, h))
-            moved, trees = [], []
+            added, trees = [], []
             for output in range(outputs):
-                grown, hot, leaves = self._tree(g[:, output], h[:, output], left)
-                moved.append(margins[:, output] + grown)
-                trees.append(_opened(session, self, sizes, hot, leaves, binned, choices))
-            margins = torch.stack(moved, 1)
+                values, hot, leaves = self._tree(g[:, output], h[:, output], left)
+                added.append(values)
+                trees.append(_opened(session, self, sizes, hot, leaves, mine))
+            margins = margins + torch.stack(added, 1)
             part = part.with_round(trees)
             if self.validation:
                 mean = session.reveal(self._mean(margins[~learns], y[~learns]), to=self.labels_at)
@@ -158,10 +156,7 @@ class SharedBoosting(Boosting):
             G, H = (x[None] if mask is None else mask * x for x in (g, h))
             hot = self._winners(G @ left, H @ left, G.sum(1, keepdim=True), H.sum(1, keepdim=True))
             hots.append(hot)
-            goes = hot @ left.T
-            goes = goes if mask is None else mask * goes
-            stays = 1 - goes if mask is None else mask - goes
-            mask = torch.stack([goes, stays], 1).reshape(-1, g.shape[0])
+            mask = _below(mask, hot @ left.T)
         assert mask is not None
         leaves = _quotient(-self.learning_rate * (mask @ g), mask @ h + self.l2)
         return leaves @ mask, torch.cat(hots), leaves
@@ -193,53 +188,73 @@ def predict_shared(session: Session, part: Boosted, table: AlignedTable | None) 
     Raises:
       ConfigError: alignments differ.
     """
-    leader, depth = part.owners[0], 0
-    if part.base:
-        depth = (len(part.trees[0][0].leaves)).bit_length() - 1
-    mine = any(tree.splits for round in part.trees for tree in round)
+    leader, trees = part.owners[0], [tree for round in part.trees for tree in round]
+    splits = any(tree.splits for tree in trees)
     here = len(table) if table is not None and table.names else None
-    sizes, rows, outputs = _meet(session, None, table, here, int(mine), len(part.trees[0]))
-    depth = _told(session, leader, depth, MAX_DEPTH)
-    nodes, trees = 2**depth - 1, [tree for round in part.trees for tree in round]
+    sizes, rows, outputs = _meet(session, None, table, here, int(splits), len(part.trees[0]))
+    own_depth = len(trees[0].leaves).bit_length() - 1 if part.base else 0
+    depth = _told(session, leader, own_depth, MAX_DEPTH)
+    nodes = 2**depth - 1
     left: Any = 0
-    for owner, size in sizes.items():
-        if size:
-            own = _answers(trees, table, nodes, rows) if owner == session.me else None
-            left = left + session.share(own, owner, shape=(len(trees), nodes, rows))
+    for owner in [owner for owner, size in sizes.items() if size] or [leader]:  # where no tree splits, all go right
+        own = _answers(trees, table, nodes, rows) if owner == session.me else None
+        left = left + session.share(own, owner, shape=(len(trees), nodes, rows))
     values = np.array([[tree.leaves[nodes + at] for at in range(nodes + 1)] for tree in trees]) if part.base else None
     leaves = session.share(values, leader, shape=(len(trees), nodes + 1))
-    if isinstance(left, int):  # no tree splits: all rows go right
-        left = session.share(np.zeros((len(trees), nodes, rows), np.int64) if part.base else None, leader)
     mask: Any = None
     for level in range(depth):
-        goes = left[:, 2**level - 1 : 2 ** (level + 1) - 1]
-        goes = goes if mask is None else mask * goes
-        stays = 1 - goes if mask is None else mask - goes
-        mask = torch.stack([goes, stays], 2).reshape(len(trees), 2 ** (level + 1), rows)
+        mask = _below(mask, left[:, 2**level - 1 : 2 ** (level + 1) - 1])
     added = (leaves[:, :, None] * mask).sum(1).reshape(len(part), outputs, rows).sum(0)
     margins = session.reveal(added, to=leader)
     return None if margins is None else predictions(part.loss, margins.double().numpy().T + np.array(part.base))
 
 
+def _below(mask: Any, left: Any) -> Any:
+    """Which rows reach each node's two children: shape (…, nodes, rows) to (…, 2·nodes, rows); secret.
+
+    `mask` says which reach the nodes (None: the root, which all do), `left` which of all would go left there.
+    """
+    goes = left if mask is None else mask * left
+    stays = 1 - goes if mask is None else mask - goes
+    *trees, nodes, rows = goes.shape
+    return torch.stack([goes, stays], len(trees) + 1).reshape(*trees, 2 * nodes, rows)
+
+
 # -- in the clear, at one party
 
 
-def _choices(table: Table) -> list[Choice]:
-    """Everything that an owner's table can be split by."""
-    groups = [Grouping(place, (at,)) for place in table.texts for at in range(table.bins[place].count)]
-    return [*table.cuts, *groups]
+@dataclass(frozen=True)
+class _Own:
+    """What an owner brings: its columns in bins, and everything that they can be split by."""
+
+    table: Table
+    choices: list[Choice]
+
+    @staticmethod
+    def of(table: AlignedTable, settings: Boosting) -> "_Own":
+        binned = Table(table.columns, settings)
+        groups = [Grouping(place, (at,)) for place in binned.texts for at in range(binned.bins[place].count)]
+        return _Own(binned, [*binned.cuts, *groups])
+
+    def split(self, choice: int) -> Split:
+        """As all rows part there."""
+        return self.table.split(self.choices[choice], np.arange(len(self.table)))
+
+    def sides(self) -> NDArray[np.int64]:
+        """1 where a candidate sends a row left, shape (rows, candidates)."""
+        splits = [self.split(choice) for choice in range(len(self.choices))]
+        return np.column_stack([each.goes_left(self.table.columns[each.column]) for each in splits]).astype(np.int64)
+
+
+def _facts(mine: _Own | None, loss: Loss | None) -> tuple[int | None, int, int | None]:
+    """Rows, candidates and outputs, as far as this party knows them."""
+    rows = len(loss.labels) if loss is not None else None if mine is None else len(mine.table)
+    return rows, 0 if mine is None else len(mine.choices), None if loss is None else loss.outputs
 
 
 def _targets(loss: Loss) -> Floats:
     """The labels, of shape (rows, outputs): classes as ones and zeros."""
     return np.eye(loss.outputs)[loss.classes] if isinstance(loss, Softmax) else loss.labels[:, None]
-
-
-def _sides(table: Table, choices: list[Choice]) -> NDArray[np.int64]:
-    """1 where a candidate sends a row left, shape (rows, candidates)."""
-    every = np.arange(len(table))
-    made = [table.split(choice, every) for choice in choices]
-    return np.column_stack([split.goes_left(table.columns[split.column]) for split in made]).astype(np.int64)
 
 
 def _answers(trees: list[Tree], table: AlignedTable | None, nodes: int, rows: int) -> NDArray[np.int64]:
@@ -261,18 +276,15 @@ def _quotient(a: Any, b: Any) -> Any:
 
 
 def _opened(
-    session: Session, settings: SharedBoosting, sizes: dict[str, int], hot: Any, leaves: Any, table: Table | None,
-    choices: list[Choice],
-) -> Tree:  # fmt: skip
+    session: Session, settings: SharedBoosting, sizes: dict[str, int], hot: Any, leaves: Any, mine: _Own | None
+) -> Tree:
     """This party's part of a tree: each owner is shown the winners among its own candidates."""
     at, splits = 0, dict[int, Split]()
     for owner, size in sizes.items():
-        if size:
-            shown = session.reveal(hot[:, at : at + size], to=owner)
-            at += size
-            if shown is not None and table is not None:
-                for node, choice in zip(*np.nonzero(shown.numpy()), strict=True):
-                    splits[int(node)] = table.split(choices[choice], np.arange(len(table)))
+        shown = session.reveal(hot[:, at : at + size], to=owner) if size else None
+        at += size
+        if shown is not None and mine is not None:
+            splits = {int(node): mine.split(choice) for node, choice in np.argwhere(shown.numpy())}
     values = session.reveal(leaves, to=settings.labels_at)
     first = 2**settings.depth - 1
     known = {} if values is None else {first + place: float(value) for place, value in enumerate(values)}

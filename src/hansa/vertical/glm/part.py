@@ -1,7 +1,7 @@
 """What one party brings to a fit: its columns, standardised, and the labels if it has them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -64,30 +64,39 @@ def _labels(glm: "Glm", name: str, column: NDArray[Any]) -> tuple[Any, Any, Any,
     if any(each is None for each in column) or (number and not np.isfinite(column).all()):
         raise DataError(f"the label '{name}' has missing values: leave those rows out before the alignment.")
     if glm.family in ("linear", "poisson"):
-        if not number:
-            raise DataError(f"the label '{name}' is text, and a {glm.family} model predicts numbers.")
-        if glm.family == "poisson" and ((column < 0).any() or column.max() > _LARGEST_COUNT):
-            raise DataError(f"the label '{name}' has values outside 0 to {_LARGEST_COUNT:g}: those are no counts here.")
-        mean = column.mean()
-        start = mean if glm.family == "linear" else math.log(max(mean, 1e-3))
-        return column[:, None], None, np.array([start]), ()
+        return *_numbers(glm.family, name, column), ()
     classes, places = np.unique(column, return_inverse=True)
     wanted = "two classes" if glm.family == "logistic" else "at least two classes"
     if len(classes) < 2 or (glm.family == "logistic" and len(classes) > 2):
         raise DataError(f"the label '{name}' has {len(classes)} classes, and a {glm.family} model needs {wanted}.")
-    weight = None
-    share = np.bincount(places) / len(places)
+    named, share, weight = tuple(classes.tolist()), np.bincount(places) / len(places), None
     if glm.class_weight is not None:
-        if isinstance(glm.class_weight, str):
-            require(glm.class_weight == "balanced", f"class_weight='{glm.class_weight}': the only word is 'balanced'.")
-            each = 1 / (len(classes) * share)
-        else:
-            known = {str(key): value for key, value in glm.class_weight.items()}
-            missing = [str(one) for one in classes.tolist() if str(one) not in known]
-            require(not missing, f"class_weight names no weight for {missing}: it names {sorted(known)}.")
-            each = np.array([known[str(one)] for one in classes.tolist()], np.float64)
+        each = _class_weights(glm.class_weight, named, share)
         weight = each[places][:, None]
         share = share * each / (share * each).sum()
     if glm.family == "logistic":
-        return places[:, None].astype(np.float64), weight, np.log(share[1:] / share[:1]), tuple(classes.tolist())
-    return np.eye(len(classes))[places], weight, np.log(share) - np.log(share).mean(), tuple(classes.tolist())
+        return places[:, None].astype(np.float64), weight, np.log(share[1:] / share[:1]), named
+    return np.eye(len(classes))[places], weight, np.log(share) - np.log(share).mean(), named
+
+
+def _numbers(family: str, name: str, column: NDArray[Any]) -> tuple[Any, None, Any]:
+    """Labels that are numbers, no weights, and the intercept of their mean."""
+    if column.dtype != np.float64:
+        raise DataError(f"the label '{name}' is text, and a {family} model predicts numbers.")
+    if family == "poisson" and ((column < 0).any() or column.max() > _LARGEST_COUNT):
+        raise DataError(f"the label '{name}' has values outside 0 to {_LARGEST_COUNT:g}: those are no counts here.")
+    mean = column.mean()
+    return column[:, None], None, np.array([mean if family == "linear" else math.log(max(mean, 1e-3))])
+
+
+def _class_weights(
+    given: str | Mapping[Any, float], classes: tuple[Any, ...], share: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The weight of each class, of which there are these shares."""
+    if isinstance(given, str):
+        require(given == "balanced", f"class_weight='{given}': the only word is 'balanced'.")
+        return 1 / (len(classes) * share)
+    known = {str(key): value for key, value in given.items()}
+    missing = [str(one) for one in classes if str(one) not in known]
+    require(not missing, f"class_weight names no weight for {missing}: it names {sorted(known)}.")
+    return np.array([known[str(one)] for one in classes], np.float64)
