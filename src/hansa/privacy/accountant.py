@@ -204,7 +204,18 @@ def cost(
     against: str = MODELS,
     interval: float = 1e-4,
 ) -> Cost:
-    """What these events, each so many times, cost together. See `epsilon_of` and `pld_epsilon` for the rest."""
+    """What these events cost together.
+
+    Args:
+      counts: how many times each was released.
+      delta: of (ε, δ), in (0, 1).
+      population: how many clients there are, for notes on δ; None leaves those out.
+      against: `MODELS`, who sees what is released; or `SERVER`, who may see single contributions.
+      interval: of the grid on which privacy losses are added: a finer one is tighter, and slower.
+
+    Raises:
+      ConfigError: δ is outside, `against` is neither, or an event has no known cost.
+    """
     if not 0 < delta < 1:
         raise ConfigError(f"delta={delta}: it lies in (0, 1), well below 1 / population.")
     if against not in (MODELS, SERVER):

@@ -33,33 +33,43 @@ def hides_workers(job: Job) -> bool:
 
 
 def _server(job: Job, bound: Bound) -> str:
-    reducer = bound.reducer
-    alone = reducer is None or reducer.sees == "each"
-    summed = {name.split("/", 1)[0] for name in bound.summed}
-    if alone:
-        server = f"of each worker: {_words(job, bound.signal.parts)}"
-    else:
-        server = f"sums over the round's workers, and no single one, of: {_words(job, summed)}"
-        # What a message has under its own name is not hidden, though it is summed like the rest.
-        if clear := sorted(set(bound.summed) & set(bound.signal.shapes)):
-            server += f"; but of each worker, in the clear: {', '.join(clear)}"
-        if provided := [seen.provided for seen in declared(reducer) if seen.who == Adversary.SERVER and seen.provided]:
-            server += f"; provided that {provided[0]}"
-        if reducer is not None and reducer.helpers:
-            server += f"; its helpers: {', '.join(reducer.helpers)}"
+    said = [_contributions(job, bound)]
     noises = {event.mechanism for event in bound.events()}
     if any(noise.startswith("local ") for noise in noises):
-        server += "; each with noise that its worker added"
+        said.append("each with noise that its worker added")
     elif any(noise.endswith(" sum") for noise in noises):
-        share = "with a share of the noise, too small to protect it" if alone else "with the workers' noise"
-        server += f"; {share}"
+        alone = _sees_each(bound)
+        said.append("with a share of the noise, too small to protect it" if alone else "with the workers' noise")
     elif noises:
-        server += "; it adds the noise itself before anything is published"
+        said.append("it adds the noise itself before anything is published")
     if job.evaluation.workers != 0:
-        server += "; in rounds of evaluation, the metrics on workers' data in the same way"
+        said.append("in rounds of evaluation, the metrics on workers' data in the same way")
     if job.query is not None:
-        server += f"; answers to the query ({', '.join(job.answers)})"
-    return server
+        said.append(f"answers to the query ({', '.join(job.answers)})")
+    return "; ".join(said)
+
+
+def _sees_each(bound: Bound) -> bool:
+    return bound.reducer is None or bound.reducer.sees == "each"
+
+
+def _contributions(job: Job, bound: Bound) -> str:
+    """What the server sees of messages, before noise."""
+    if _sees_each(bound):
+        return f"of each worker: {_words(job, bound.signal.parts)}"
+    assert bound.reducer is not None
+    summed = {name.split("/", 1)[0] for name in bound.summed}
+    said = [f"sums over the round's workers, and no single one, of: {_words(job, summed)}"]
+    # What a message has under its own name is not hidden, though it is summed like the rest.
+    if clear := sorted(set(bound.summed) & set(bound.signal.shapes)):
+        said.append(f"but of each worker, in the clear: {', '.join(clear)}")
+    if provided := [
+        seen.provided for seen in declared(bound.reducer) if seen.who == Adversary.SERVER and seen.provided
+    ]:
+        said.append(f"provided that {provided[0]}")
+    if bound.reducer.helpers:
+        said.append(f"its helpers: {', '.join(bound.reducer.helpers)}")
+    return "; ".join(said)
 
 
 def _words(job: Job, parts: Collection[str]) -> str:
