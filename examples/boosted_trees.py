@@ -1,5 +1,6 @@
 """A bank and a shop boost trees on what both know of the same people, and neither sees a column of the other's.
 
+    pip install 'hansa[sklearn,vertical]'
     python examples/boosted_trees.py [--trees 4] [--rows 800]
 
 The bank knows who paid back. Its gradients travel under its own Paillier key; the shop adds what it cannot read, and

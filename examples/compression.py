@@ -1,11 +1,11 @@
 """The same federation with ever fewer bytes: what each way of compressing updates costs in accuracy.
 
+    pip install 'hansa[data,compress,plot]'
     python examples/compression.py [picture.png]
 
 Fifty clients learn handwritten digits with a small neural network; every row changes the pipeline alone. The upper rows
 add up, so that they go with a secure sum too (Pack apart, which a plain sum needs for its bytes); the lower ones are
-decoded one by one. Needs scikit-learn, constriction and, for the picture, matplotlib:
-pip install 'hansa[data,compress,plot]'
+decoded one by one.
 """
 
 import os

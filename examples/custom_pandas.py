@@ -1,5 +1,6 @@
 """A model of your own, fitted by pandas: what five shops sell on a day of the week, with no row leaving a shop.
 
+    pip install hansa pandas
     python examples/custom_pandas.py
 
 Each shop's data is a DataFrame, as `pandas.read_csv` would give it. The model is a table of statistics: days, sales and

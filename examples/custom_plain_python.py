@@ -1,5 +1,6 @@
 """A model of your own in plain Python: lists and loops, a straight line through points that four parties hold.
 
+    pip install hansa
     python examples/custom_plain_python.py
 
 Whatever a party's data is (here a list of pairs), `fit` may read it as it likes. Hansa asks for named numbers back.
@@ -58,7 +59,7 @@ def main() -> None:
     history = hansa.train(job, hansa.Clients.of(PARTIES))
     for record in history.rounds:
         if record.workers:
-            print(f"round {record.round:2}  squared error {record.workers['loss']:.4f}")
+            print(f"round {record.round + 1:2}  squared error {record.workers['loss']:.4f}")
     slope, offset = history.model
     print(f"y = {slope:.2f} x + {offset:.2f}")
 

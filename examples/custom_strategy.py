@@ -1,5 +1,6 @@
 """A strategy of one's own: the server keeps momentum over rounds, and workers train less as time goes on.
 
+    pip install 'hansa[data]'
     python examples/custom_strategy.py
 
 Whatever a method decides is a method of `Algorithm`: what is sent, how a worker trains, what the server does with

@@ -1,4 +1,4 @@
-"""What a curious server sees of a client's picture: undefended, clipped, behind noise, in a sum of many.
+"""What a curious server sees of a client's picture: undefended, behind little noise and much, in a sum of many.
 
     pip install 'hansa[sklearn,torch,plot]'
     python examples/gradient_leak.py [picture.png]

@@ -1,5 +1,6 @@
 """Linear regression on data that nobody may see: three parties compute on shares what PyTorch computes in the clear.
 
+    pip install 'hansa[mpc,sklearn,plot]'
     python examples/secret_regression.py [--steps 60] [--picture loss.png]
 
 The program is an ordinary PyTorch training loop. Here all three parties run as threads of this process; with

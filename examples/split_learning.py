@@ -1,5 +1,6 @@
 """Split learning: a bank and a shop train one network on columns that stay with them, and the bank's labels.
 
+    pip install 'hansa[torch,sklearn]'
     python examples/split_learning.py [--epochs 10]
 
 Here both owners are threads of this process; with `TlsMesh` in place of `LocalMesh` each is a process of its own, and

@@ -1,5 +1,6 @@
 """Transfer on shares: a shop without labels learns to tell good payers, by the few people whom a bank knows too.
 
+    pip install 'hansa[mpc,sklearn]'
     python examples/transfer_learning.py [--steps 40]
 
 The bank has labels of 300 people, a fifth of them wrong; 40 of them are the shop's customers too. Both owners' columns

@@ -1,10 +1,10 @@
 """Three ways to train on one fleet, by simulated time: wait for all, take the first to answer, or never wait at all.
 
+    pip install 'hansa[data,plot]'
     python examples/virtual_time.py [picture.png]
 
 A hundred phones, tablets and laptops hold the digits, with few labels each; one in twenty tasks is abandoned. The
-training is real, only its duration is simulated. Needs scikit-learn and, for the picture, matplotlib:
-pip install 'hansa[data,plot]'
+training is real, only its duration is simulated.
 """
 
 import os
