@@ -20,7 +20,8 @@ from hansa.adapters import torch as adapter, torch_device  # noqa: E402
 from hansa.adapters.torch import TorchModel  # noqa: E402
 from hansa.adapters.torch_cohort import Cohort  # noqa: E402
 from hansa.adapters.torch_loss import ignored  # noqa: E402
-from hansa.adapters.torch_trace import begin, trace  # noqa: E402
+from hansa.adapters.torch_nll import class_loss  # noqa: E402
+from hansa.adapters.torch_trace import begin, results, trace  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
 from hansa.core.errors import ConfigError, DataError  # noqa: E402
 from hansa.core.model import LocalWork, RecordDP  # noqa: E402
@@ -88,6 +89,11 @@ def test_a_step_that_is_traced_elsewhere_makes_nothing_on_the_processor(net, opt
     assert {one.type for one in made} <= {"meta"}
     values = [one for node in graph.nodes for one in tree_leaves(node.meta.get("val", ())) if torch.is_tensor(one)]
     assert len(values) > 20 and all(one.device.type == "meta" for one in values)
+    holders = [node for node in graph.nodes if node.op == "placeholder"]
+    if found := class_loss(graph, holders, results(graph)):
+        (unit,) = [line for line in found.before("%stored", "%column", str) if "aten::ones" in line]
+        assert "meta" in unit, "what the loss begins with is made where its likelihoods are"
+    assert (found is None) == stacked
 
 
 # -- labels, which a GPU's kernels do not survive

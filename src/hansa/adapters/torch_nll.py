@@ -51,12 +51,13 @@ class ClassLoss:
           column: the targets of all steps, (steps, rows).
           constant: the name of a constant of the IR.
         """
-        dtype, none, keep = constant(self.likelihoods.meta["val"].dtype), constant(None), constant(False)
+        like, none, keep = self.likelihoods.meta["val"], constant(None), constant(False)
+        dtype, device = constant(like.dtype), constant(like.device)
         zero, one, total, ignored = constant(0), constant(1), constant(SUM), constant(self.ignored)
         return [
             f"%rows : Tensor = aten::flatten({column}, {zero}, {one})",
             f"%likely : Tensor = aten::flatten({stored}, {zero}, {one})",
-            f"%unit : Tensor = aten::ones({constant([])}, {dtype}, {none}, {none}, {none})",
+            f"%unit : Tensor = aten::ones({constant([])}, {dtype}, {none}, {device}, {none})",
             f"%each : Tensor = aten::nll_loss_backward(%unit, %likely, %rows, {none}, {total}, {ignored}, %unit)",
             f"%counted : Tensor = aten::ne({column}, {ignored})",
             f"%count : Tensor = aten::sum(%counted, {constant([1])}, {keep}, {dtype})",

@@ -7,7 +7,6 @@ what depends on values is refused by name.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -100,10 +99,12 @@ class _Tape(TorchDispatchMode):
 
 
 def _like(value: Any) -> Any:
-    """A tensor of the same shape, strides, dtype and device. On a CPU memory that nobody touches costs nothing."""
+    """A tensor of the same shape, strides, dtype and device. On a CPU memory that nobody touches costs nothing; on a
+    GPU it would be taken, so there it is a tensor without any.
+    """
     if not isinstance(value, torch.Tensor):
         return value
-    with torch._C._DisableTorchDispatch(), nullcontext() if value.device.type == "cpu" else FakeTensorMode():
+    with torch._C._DisableTorchDispatch() if value.device.type in ("cpu", "meta") else FakeTensorMode():
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
