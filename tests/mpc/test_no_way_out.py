@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "a pickle": pickle.dumps,
     "a copy of its bytes": copy.copy,
     "torch.save": lambda x: torch.save({"x": x}, io.BytesIO()),
+    "a function of each value": lambda x: x.apply_(lambda each: each),
+    "a function of two values": lambda x: x.map_(A, lambda one, _: one),
     "shared memory": lambda x: x.share_memory_(),
     "membership": lambda x: 1.5 in x,
     "the largest of a list": lambda x: max(x[0]),
@@ -180,3 +183,25 @@ def test_whole_numbers_open_exactly_and_those_beyond_the_range_are_refused() -> 
         return session.reveal(session.share(whole, "party-0"))
 
     assert torch.equal(local(program, "plain")[0], whole)
+
+
+BEYOND: dict[str, Callable[[torch.Tensor], Any]] = {
+    "mul": lambda x: x * math.nan,
+    "mul ": lambda x: x * 1e30,
+    "mul  ": lambda x: x * torch.full((4,), 1e30),
+    "add": lambda x: x + 1e30,
+    "sub": lambda x: x - torch.tensor(math.nan),
+    "div": lambda x: x / 0,
+    "mm": lambda x: x @ torch.full((4, 1), 1e30),
+    "where": lambda x: torch.where(x > 0, x, math.nan),
+}
+
+
+@pytest.mark.parametrize("operation", BEYOND)
+def test_a_public_number_beyond_the_range_is_named_with_its_operation_and_line(operation: str) -> None:
+    def program(session: Session) -> None:
+        wanted = rf"'{operation.strip()}' of a secret at .*test_no_way_out.py:\d+ .*holds"
+        with pytest.raises(DataError, match=wanted):
+            BEYOND[operation](session.share(A, session.names[0]))
+
+    local(program, "plain")

@@ -18,6 +18,7 @@ from hansa.mpc.protocol import Bilinear, Protocol, Ring, Share
 from hansa.mpc.ring import FRACTION_BITS, encode
 
 _TOO_LARGE = 1 << 62  # as a code
+_FACTOR = 2.0**46  # as shared numbers
 _WHOLE = 2**53  # whole numbers below it multiply without a longer fraction
 _CONSTANTS = 1 << 10
 MOST_BITS = 46  # beyond it a waiting value is brought home: 2^(61 − 46) is still the largest magnitude it may have
@@ -265,6 +266,8 @@ class Fixed:
         """The product with one public number, by the same rules, without tensors."""
         if factor == 1 and home == self.home:
             return self
+        if not abs(factor) < (_WHOLE if factor.is_integer() else _FACTOR):
+            encode(torch.tensor(factor, dtype=torch.float64), self.engine.bits, "a factor")  # says what is wrong
         if factor.is_integer() and abs(factor) < _WHOLE:
             extra, code = 0, int(factor)
         else:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch._decomp import core_aten_decompositions, decomposition_table
 
-from hansa.core.errors import SecretError
+from hansa.core.errors import DataError, SecretError
 from hansa.mpc.fixed import Fixed
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -114,7 +114,13 @@ class SecretTensor(torch.Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         handler = _HANDLERS.get(func) or _without_handler(func)
-        return handler(*args, **kwargs) if kwargs else handler(*args)
+        try:
+            return handler(*args, **kwargs) if kwargs else handler(*args)
+        except DataError as error:
+            if "' of a secret" in str(error):  # which operation it was has been said
+                raise
+            name = func._schema.name.split("::")[1]
+            raise DataError(f"'{name}' of a secret{program_line()}: {error}") from None
 
     def __repr__(self, **_: Any) -> str:
         return f"SecretTensor(shape={tuple(self.shape)}, dtype={str(self.dtype).removeprefix('torch.')})"
@@ -137,6 +143,14 @@ class SecretTensor(torch.Tensor):
 
     def __dlpack__(self, *_: Any, **__: Any) -> Any:
         raise _opening("__dlpack__()")
+
+    def apply_(self, *_: Any) -> Any:
+        """Always an error: it would call a function of Python with each value."""
+        raise _opening("apply_()")
+
+    def map_(self, *_: Any) -> Any:
+        """Always an error, as `apply_`."""
+        raise _opening("map_()")
 
     def share_memory_(self) -> Any:
         """Always an error: there is no memory with the value."""
