@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 
 from hansa.adapters.torch import TorchModel  # noqa: E402
 from hansa.core.data import Dataset  # noqa: E402
+from hansa.core.errors import ConfigError, DataError  # noqa: E402
 from hansa.core.model import LocalWork  # noqa: E402
 
 ROUND = LocalWork(lr=0.05, epochs=2, batch_size=6)
@@ -172,3 +173,57 @@ def test_a_wrong_step_is_found_at_a_small_learning_rate(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "hansa.plan"):
         model.fit(model.init(0), clients()[0], ROUND.with_(lr=1e-5), np.random.default_rng(0))
     assert "differs from the plain loop" in caplog.text
+
+
+def tabular(**columns):
+    rng = np.random.default_rng(0)
+    return Dataset(**{"x": rng.normal(size=(8, 12)), "y": rng.integers(0, 3, 8)} | columns)
+
+
+BATCHES = {
+    "dtype": ({"x": np.zeros((8, 12), np.uint8)}, r"x: uint8 \[12\], y: int64 \[\]"),
+    "shape": ({"x": np.zeros((8, 7))}, r"x: float32 \[7\].*cannot be multiplied"),
+    "labels": ({"y": np.zeros(8)}, r"y: float32 \[\].*expected target dtype"),
+}
+
+
+@pytest.mark.parametrize("loop", ["plain", "replay"])
+@pytest.mark.parametrize(("columns", "said"), BATCHES.values(), ids=BATCHES)
+def test_a_batch_that_the_module_does_not_take_is_described(columns, said, loop):
+    model = TorchModel(Noting, F.cross_entropy, loop=loop)
+    with pytest.raises(DataError, match=said):
+        model.fit(model.init(0), tabular(**columns), ROUND, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("loop", ["plain", "replay"])
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (partial(F.cross_entropy, reduction="none"), r"shape \(6,\): give its mean"),
+        (lambda outputs, targets: 1.0, "a float: give its mean"),
+        (lambda outputs, targets: outputs.detach().sum(), "does not depend on any trained parameter"),
+    ],
+    ids=["each", "float", "detached"],
+)
+def test_a_loss_that_cannot_be_minimised_is_named(loss, said, loop):
+    model = TorchModel(Noting, loss, loop=loop)
+    with pytest.raises(ConfigError, match=said):
+        model.fit(model.init(0), tabular(), ROUND, np.random.default_rng(0))
+
+
+def lazy():
+    return nn.LazyLinear(3)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
+    ("net", "said"), [(lazy, "'weight' has no shape before"), (Complex, "'weight' is complex64: keep")]
+)
+def test_tensors_that_cannot_be_averaged_are_refused_with_a_remedy(net, said):
+    with pytest.raises(ConfigError, match=said):
+        TorchModel(net, F.cross_entropy, dtype="float64").init(0)

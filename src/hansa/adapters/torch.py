@@ -24,7 +24,7 @@ import numpy as np
 from hansa.adapters.descent import check_terms
 from hansa.adapters.measure import Measures, bounds
 from hansa.adapters.roles import assign, patterns
-from hansa.core.errors import ConfigError, DataError, MissingExtra
+from hansa.core.errors import ConfigError, DataError, HansaError, MissingExtra
 from hansa.core.job import SPEED
 from hansa.core.model import Fit, LocalWork, Metrics, Model, Role
 from hansa.core.tensors import Shapes, Tensors, dtype_name, mismatch
@@ -39,7 +39,7 @@ from hansa.adapters.torch_capture import Room, recorder_on
 from hansa.adapters.torch_cohort import Cohort, Visit
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_device import chosen, hardware, memory_bytes, seeded, working_on
-from hansa.adapters.torch_loss import Task, carried, check_shapes, ignored, ready, task
+from hansa.adapters.torch_loss import Task, carried, check_loss, check_shapes, ignored, ready, task
 from hansa.adapters.torch_native import Untraceable
 from hansa.adapters.torch_network import Network, array, fill, named
 from hansa.adapters.torch_precision import BF16, call
@@ -283,7 +283,7 @@ class TorchModel(Model):
                 network.train()
                 return kept.cohort.fit(visits)
             except (DataError, IndexError, RuntimeError) as error:  # of one client: alone, it will show whose
-                log.info("clients are trained one by one: %s", str(error).splitlines()[0])
+                log.info("clients are trained one by one: %s", said(error))
                 return [None] * len(given)
 
     def _fit(self, params: Tensors, data: Any, work: LocalWork, batches: list[np.ndarray], device: str) -> Fit:
@@ -296,7 +296,7 @@ class TorchModel(Model):
         network.train()
         if work.dp is not None:
             return self._fit_records(kept, len(data), work, source)
-        with _labels(self.targets[-1]):
+        with _explained(source, (*self.inputs, *self.targets)):
             tally = self._steps(kept, params, work, batches, source)
         if not tally.steps:
             raise DataError(
@@ -341,6 +341,8 @@ class TorchModel(Model):
             if not tally.steps:
                 check_shapes(self.loss, outputs, targets)
             loss = loss_of(outputs, targets)
+            if not tally.steps:
+                check_loss(loss)
             grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
             descent.step(grads)
             tally.add(loss.detach().reshape(1), outputs, targets, len(rows))
@@ -389,7 +391,7 @@ class TorchModel(Model):
             for at in range(0, len(data), EVALUATION_BATCH):
                 rows = np.arange(at, min(at + EVALUATION_BATCH, len(data)))
                 inputs, targets = source.take(rows)
-                with torch.inference_mode(), _labels(self.targets[-1]):
+                with torch.inference_mode(), _explained(source, (*self.inputs, *self.targets)):
                     outputs = network.module(*inputs)
                     check_shapes(self.loss, outputs, targets)
                     tally.add(loss_of(outputs, targets).reshape(1), outputs, targets, len(rows))
@@ -416,6 +418,17 @@ class TorchModel(Model):
         module = self.net()
         if not isinstance(module, torch.nn.Module):
             raise ConfigError(f"net gave a {type(module).__name__}: it must return an nn.Module.")
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if torch.nn.parameter.is_lazy(tensor):
+                raise ConfigError(
+                    f"'{name}' has no shape before the module has seen a batch: give the layer its size, or let the "
+                    "callable run the module once on a batch of zeros."
+                )
+            if torch.is_tensor(tensor) and tensor.is_complex():
+                raise ConfigError(
+                    f"'{name}' is {dtype_name(tensor)}: keep its real and imaginary parts in a float tensor whose last "
+                    "axis has two numbers, and use torch.view_as_complex."
+                )
         if self.dtype is not None:
             module = module.to(getattr(torch, self.dtype))
         for name, tensor in named(module).items():
@@ -503,19 +516,31 @@ def _python_seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _labels(column: str) -> Iterator[None]:
-    """What a loss says of a label that is no class, as an error that names the column."""
+def _explained(source: Columns, names: Sequence[str]) -> Iterator[None]:
+    """What PyTorch says of a batch that a module or its loss does not take, as an error that names the columns."""
     try:
         yield
-    except (IndexError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, HansaError):
+            raise
         if wrong := _LABEL.search(str(error)):
-            raise _no_class(column, wrong[1]) from error
+            raise _no_class(names[-1], wrong[1]) from error
         if "device-side assert" in str(error):
             raise DataError(
                 "an operation on the GPU met a number beyond its range, as a token that an embedding does not hold: "
                 "this process cannot use the GPU any more. Start anew, and train with device='cpu', which says where."
             ) from error
-        raise
+        columns = zip(names, source.shapes(1), strict=True)
+        given = ", ".join(
+            f"{name}: {str(kind).removeprefix('torch.')} {list(shape[1:])}" for name, (shape, kind) in columns
+        )
+        said = str(error).strip().splitlines() or [""]
+        raise DataError(
+            f"the module or its loss failed on examples of {{{given}}}, with {type(error).__name__}: {said[0]}. "
+            "Give columns of the dtype, shape and range that they read."
+        ) from error
 
 
 def _no_class(column: str, label: Any) -> DataError:

@@ -106,6 +106,15 @@ def check_shapes(loss: Any, outputs: Any, targets: Any) -> None:
         )
 
 
+def check_loss(value: Any) -> None:
+    """Raises ConfigError unless a loss can be minimised: one number that depends on what is trained."""
+    kind = f"shape {tuple(value.shape)}" if torch.is_tensor(value) else f"a {type(value).__name__}"
+    if not torch.is_tensor(value) or value.numel() != 1:
+        raise ConfigError(f"the loss gives {kind}: give its mean over the batch, one number, as reduction='mean' does.")
+    if not value.requires_grad:
+        raise ConfigError("the loss does not depend on any trained parameter: leave out detach() and no_grad().")
+
+
 def correct(task: Task, outputs: Any, targets: Any) -> Any:
     """How many examples of a batch are right, as a 0-d tensor; None where the targets are no classes.
 

@@ -127,7 +127,7 @@ class Round:
 
     def why(self) -> str:
         """What became of the tasks that did not answer, in words."""
-        failed = [f"{client}: {failure.reason}" for client, failure in sorted(self.dropped.items())]
+        failed = [f"{client}: {failure.reason.rstrip('.')}" for client, failure in sorted(self.dropped.items())]
         absent = [f"{task.client}: no answer" for task in self.outstanding]
         return "; ".join([*failed, *absent][:10]) or "nobody was asked"
 

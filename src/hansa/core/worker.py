@@ -128,7 +128,7 @@ def _metrics(job: Job, metrics: Metrics, names: Mapping[str, float]) -> Tensors:
     for name, bound in names.items():
         top, bottom = metrics.get(name, (0.0, 0.0))
         if not (math.isfinite(top) and math.isfinite(bottom) and bottom >= 0):
-            raise UpdateRejected(f"the metric '{name}' is {top} over {bottom}: both are finite, the second 0 or more.")
+            raise UpdateRejected(f"the metric '{name}' is {top} over {bottom}: lower the learning rate, mend the data.")
         share = min(1.0, job.max_examples / bottom) if bottom else 0.0
         limit = bound * bottom * share if bottom else 0.0
         clipped[name] = np.array([min(max(top * share, -limit), limit), bottom * share])
