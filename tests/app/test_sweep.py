@@ -101,7 +101,8 @@ def test_a_killed_sweep_goes_on_where_it_was_to_the_same_figures(folder: Path) -
     process = subprocess.Popen([*HANSA, *sweep, "--out", "killed"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert "1/4" in process.stdout.readline()
-    time.sleep(0.3)
+    while len(list(Path("killed/runs").iterdir())) < 2:  # in the middle of the second run
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     resumed = hansa(*sweep, "--out", "killed")

@@ -15,6 +15,7 @@ from hansa.app.enrol import (
     request as make_request,
     request_fingerprint,
 )
+from hansa.app.folder import check_folder
 from hansa.app.terminal import emit, hint, moment, say, settings, table
 from hansa.core.errors import ConfigError, IdentityError
 from hansa.crypto.identity import Identity
@@ -39,8 +40,7 @@ def issue(
     """Makes and certifies a member's keys."""
     if out is not None and out.exists():
         raise ConfigError(f"--out {out} exists already: move it away, it may hold keys in use.")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    check_folder(out, "--out")
     path = _open(folder, ask).issue(name, role, hosts=hosts, days=MEMBER_DAYS if days is None else days)
     if out is not None:
         content = Identity.load(path)

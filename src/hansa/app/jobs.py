@@ -220,28 +220,27 @@ def readable(form: Any, depth: int = 0) -> str:
     >>> print(readable({"$type": "hansa.stages.sum:Sum", "fields": {}}))
     hansa.stages.sum:Sum()
     """
-    pad = "  " * (depth + 1)
-    if isinstance(form, dict):
-        if "$float" in form:
-            return repr(float.fromhex(form["$float"]))
-        if "$name" in form:
-            return str(form["$name"])
-        if "$type" in form:
-            inner = [f"{pad}{name}={readable(value, depth + 1)}" for name, value in form["fields"].items()]
-            return f"{form['$type']}(" + ("\n" + "\n".join(inner) + ")" if inner else ")")
-        if "$sequence" in form:
-            items = [readable(item, depth + 1) for item in form["$sequence"]]
-            return "[" + (
-                "\n" + "\n".join(pad + item for item in items) + "]"
-                if any("\n" in i for i in items)
-                else ", ".join(items) + "]"
-            )
-        if "$mapping" in form:
-            return (
-                "{"
-                + ", ".join(f"{readable(k, depth + 1)}: {readable(v, depth + 1)}" for k, v in form["$mapping"])
-                + "}"
-            )
-        if "$tensors" in form and not form["$tensors"]:
+    match form:
+        case {"$float": text}:
+            return repr(float.fromhex(text))
+        case {"$name": name}:
+            return str(name)
+        case {"$type": kind, "fields": fields}:
+            inner = [f"{name}={readable(value, depth + 1)}" for name, value in fields.items()]
+            return f"{kind}({_lines(inner, depth)})" if inner else f"{kind}()"
+        case {"$sequence": sequence}:
+            items = [readable(item, depth + 1) for item in sequence]
+            spread = any("\n" in item for item in items)
+            return f"[{_lines(items, depth) if spread else ', '.join(items)}]"
+        case {"$mapping": pairs}:
+            inner = [f"{readable(key, depth + 1)}: {readable(value, depth + 1)}" for key, value in pairs]
+            return f"{{{', '.join(inner)}}}"
+        case {"$tensors": tensors} if not tensors:
             return "no tensors"
     return json.dumps(form, ensure_ascii=False)
+
+
+def _lines(items: Sequence[str], depth: int) -> str:
+    """Each in a line of its own."""
+    pad = "\n" + "  " * (depth + 1)
+    return pad + pad.join(items)

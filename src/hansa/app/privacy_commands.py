@@ -1,14 +1,14 @@
 """`hansa privacy`: planning noise, what a job will cost, what runs have cost, and budgets."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hansa.app.folder import check_folder, state_in
 from hansa.app.jobs import read_settings
 from hansa.app.terminal import emit, hint, number, say, settings, table
-from hansa.core.errors import ConfigError, MissingExtra
+from hansa.core.errors import ConfigError
 from hansa.core.job import Job
 from hansa.core.ledger import EXACT, Ledger
 from hansa.privacy import MODELS, SERVER, Cost, Target, epsilon as cost_of, epsilon_of, plan as planned, plot_noise
@@ -26,8 +26,7 @@ def plan(target: Target, noise: float | None, cohort: int | None, plot: Path | N
     """`hansa privacy plan`."""
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {plot}: end its name with .png, .svg or .pdf.")
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise ConfigError(f"--plot {plot}: there is no folder {plot.parent}; make it first.")
+    check_folder(plot, "--plot")
     found = planned(target, noise=0.01 if noise is None and cohort is None else noise, cohort=cohort)
     if plot is not None:
         plot_noise(found, plot)
@@ -83,34 +82,39 @@ def _over_rounds(job: Job, population: int, delta: float) -> None:
 
 def ledger(state: Path, delta: float | None, population: str | None) -> None:
     """`hansa privacy ledger`."""
-    with _beside(state) as store:
+    with state_in(state, "--state", beside=True) as store:
         plans = store.plans(population)
         names = sorted({plan["population"] for plan in plans} | ({population} if population else set()))
-        rows = []
-        for name in names:
-            budget = store.budget(name)
-            chosen = delta if delta is not None else budget.delta if budget is not None else DELTA
-            ledgers = []
-            for each in (plan for plan in plans if plan["population"] == name):
-                entries = tuple(store.run(each["run"]).charges())
-                run, exact = store.find(each["run"]), not each["events"]
-                if not exact:
-                    ledgers.append(Ledger(entries))
-                rows.append({
-                    "population": name, "run": run["id"], "job": run["name"], "state": run["state"],
-                    "releases": sum(entry.event != EXACT for entry in entries),
-                    "epsilon": EXACTLY if exact else _spent([Ledger(entries)], chosen),
-                    "delta": chosen,
-                })  # fmt: skip
-            rows.append({
-                "population": name, "run": "together", "job": "", "state": "", "delta": chosen,
-                "releases": sum(map(len, ledgers)), "epsilon": _spent(ledgers, chosen),
-                "budget": None if budget is None else budget.epsilon,
-            })  # fmt: skip
+        rows = [row for name in names for row in _rows(store, name, plans, delta)]
     columns = ["population", "run", "job", "state", "releases", "epsilon", "delta", "budget"]
     table("ledger", rows, columns, "no run has begun here")
     if any(row["epsilon"] == EXACTLY for row in rows):
         hint("runs without noise release their models exactly: no ε covers them, and they are not in the sums")
+
+
+def _rows(
+    store: "SqlStore", population: str, plans: Sequence[Mapping[str, Any]], delta: float | None
+) -> Iterator[dict[str, Any]]:
+    """What each run about a population cost, and then all of them together."""
+    budget = store.budget(population)
+    chosen = delta if delta is not None else budget.delta if budget is not None else DELTA
+    together = []
+    for plan in plans:
+        if plan["population"] != population:
+            continue
+        run, spent = store.find(plan["run"]), Ledger(tuple(store.run(plan["run"]).charges()))
+        if plan["events"]:
+            together.append(spent)
+        yield {
+            "population": population, "run": run["id"], "job": run["name"], "state": run["state"],
+            "releases": sum(entry.event != EXACT for entry in spent),
+            "epsilon": _spent([spent], chosen) if plan["events"] else EXACTLY, "delta": chosen,
+        }  # fmt: skip
+    yield {
+        "population": population, "run": "together", "job": "", "state": "", "delta": chosen,
+        "releases": sum(map(len, together)), "epsilon": _spent(together, chosen),
+        "budget": None if budget is None else budget.epsilon,
+    }  # fmt: skip
 
 
 def budget(state: Path, epsilon: float, delta: float, population: str) -> None:
@@ -118,24 +122,13 @@ def budget(state: Path, epsilon: float, delta: float, population: str) -> None:
     from hansa.runtimes.budget import Budget
 
     chosen = Budget(epsilon, delta, population)
-    with _beside(state) as store:
+    with state_in(state, "--state", beside=True) as store:
         before = store.budget(population)
         store.set_budget(chosen)
     emit("budget", population=population, epsilon=epsilon, delta=delta, before=before and before.epsilon)
     was = "" if before is None else f" (before: ε = {before.epsilon:g} at δ = {before.delta:g})"
     say(f"population '{population}' may be charged ε = {epsilon:g} at δ = {delta:g}{was}")
     say("a job that would exceed it is refused before it starts; runs that have begun go on")
-
-
-@contextmanager
-def _beside(state: Path) -> "Iterator[SqlStore]":
-    """The state of a server, which may be running."""
-    try:
-        from hansa.runtimes.store import SqlStore
-    except ImportError as error:
-        raise MissingExtra("--state", error.name or "sqlalchemy", "store") from None
-    with closing(SqlStore(state, beside=True)) as store:
-        yield store
 
 
 def _spent(ledgers: Sequence[Ledger], delta: float) -> float | str | None:

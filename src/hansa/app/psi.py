@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hansa.app.folder import check_folder
 from hansa.app.party import identity_of
 from hansa.app.terminal import console, emit, hint, say, settings, size, span
 from hansa.core.errors import ConfigError
@@ -114,8 +115,7 @@ class _Side:
     def result(self) -> Path:
         if self.out is None:
             raise ConfigError("say where the shared rows go: --out FILE.CSV.")
-        if not self.out.absolute().parent.is_dir():
-            raise ConfigError(f"--out={self.out}: its folder does not exist.")
+        check_folder(self.out, "--out")
         return self.out
 
     def kept(self) -> Path:

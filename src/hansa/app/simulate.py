@@ -3,16 +3,16 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from hansa.app.folder import check_folder, state_in
 from hansa.app.jobs import hidden, read_settings
 from hansa.app.show import Rounds, epsilon_of, summary
 from hansa.app.terminal import emit, hint, number, say, span
 from hansa.core.data import Clients
-from hansa.core.errors import ConfigError, MissingExtra
+from hansa.core.errors import ConfigError
 from hansa.core.job import Job
 from hansa.core.runtime import Runtime
 from hansa.core.tensors import Tensors
@@ -56,8 +56,7 @@ def simulate(
         raise ConfigError(f"--checkpoint-every {checkpoint_every}: checkpoints need a place, --state DIR.")
     if best and out is None:
         raise ConfigError("--best says which model to write: give --out FILE as well.")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    check_folder(out, "--out")
     options: dict[str, Any] = {"checkpoint_every": checkpoint_every, "observe": [] if log is None else [log_to(log)]}
     module = load_module(job)
     loaded = job_of(module, given)
@@ -172,13 +171,8 @@ def _run(how: Runtime, job: Job, people: Clients, options: dict[str, Any], done:
 
 def _durable(how: Runtime, job: Job, people: Clients, options: dict[str, Any], state: Path, resume: bool) -> History:
     """The same with its state in a folder."""
-    try:
-        from hansa.runtimes.store import SqlStore
-    except ImportError as error:
-        raise MissingExtra("--state", error.name or "sqlalchemy", "store") from None
-    if not state.absolute().parent.is_dir():
-        raise ConfigError(f"--state {state}: there is no folder {state.parent}; make it first.")
-    with closing(SqlStore(state)) as store:
+    check_folder(state, "--state")
+    with state_in(state, "--state") as store:
         run, done = begin(store, job, state, resume)
         options = {**options, "store": store.run(run), "memories": ClientMemories(state / "memory" / run)}
         store.set_state(run, "running")

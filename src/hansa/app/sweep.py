@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hansa.app.folder import check_folder, state_in
 from hansa.app.jobs import read_settings
 from hansa.app.show import plain_name
 from hansa.app.simulate import ClientMemories, runtime_of
@@ -99,8 +100,7 @@ def sweep(
         raise ConfigError(f"--seeds {seeds}: at least 1.")
     if checkpoint_every < 1:
         raise ConfigError(f"--checkpoint-every {checkpoint_every}: at least 1 round.")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    check_folder(out, "--out")
     given, module = read_settings(settings, config), load_module(job)
     people = clients_of(module, clients)
     runs = []
@@ -222,11 +222,7 @@ def _train(how: Runtime, runs: Sequence[Run], people: Clients, out: Path, every:
 
 def _one(how: Runtime, run: Run, people: Clients, place: Path, every: int, progress: "_Progress") -> bool:
     """Trains one run from where it was; whether it was done before."""
-    try:
-        from hansa.runtimes.store import SqlStore
-    except ImportError as error:
-        raise MissingExtra("hansa sweep", error.name or "sqlalchemy", "store") from None
-    with closing(SqlStore(place)) as store:
+    with state_in(place, "hansa sweep") as store:
         known = store.runs()
         name = str(known[-1]["id"]) if known else store.add_run(
             name=run.job.name, bundle="", submitter="", fingerprint=run.job.fingerprint(), rounds=run.job.rounds

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hansa.app.access import Access
 from hansa.app.commands.options import Config, IdentityFile, Insecure, LastRun, RevocationList, Run, Server, Settings
 
 PANEL = "A federation"
@@ -29,6 +30,19 @@ def server(
         ),
     ] = None,
     revoked: RevocationList = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            metavar="URL",
+            envvar="HANSA_DATABASE",
+            help="An SQLAlchemy URL, in place of SQLite in --state.",
+        ),
+    ] = None,
+    blobs: Annotated[
+        str | None,
+        typer.Option("--blobs", metavar="URL", help="An fsspec URL for large checkpoints, in place of --state."),
+    ] = None,
     insecure: Insecure = False,
 ) -> None:
     """Run the server of a federation; started again with the same command, it goes on where it was.
@@ -37,7 +51,7 @@ def server(
     """
     from hansa.app.federation import server as run
 
-    run(state, bind, advertise, identity, allow or [], revoked, insecure)
+    run(state, bind, advertise, identity, allow or [], revoked, insecure, database, blobs)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -78,7 +92,7 @@ def worker(
     """
     from hansa.app.federation import worker as run
 
-    run(server, identity, data, helper, allow or [], state, device, revoked, insecure, name)
+    run(Access.of(server, identity, insecure), data, helper, allow or [], state, device, revoked, name)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -106,9 +120,9 @@ def submit(
 
     Example:  hansa submit job.py --server hansa.example.org:8443 --identity alice.pem --set rounds=20 --wait
     """
-    from hansa.app.federation import submit as run
+    from hansa.app.runs import submit as run
 
-    run(job, settings or [], config, wait, workers, server, identity, include or [], check, insecure)
+    run(job, Access.of(server, identity, insecure), settings or [], config, wait, workers, include or [], check)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -117,9 +131,9 @@ def watch(run: LastRun = "", server: Server = None, identity: IdentityFile = Non
 
     Example:  hansa watch 3f2a
     """
-    from hansa.app.federation import watch as follow
+    from hansa.app.runs import watch as follow
 
-    follow(run, server, identity, insecure)
+    follow(run, Access.of(server, identity, insecure))
 
 
 @commands.command("list", rich_help_panel=PANEL)
@@ -128,9 +142,9 @@ def list_runs(server: Server = None, identity: IdentityFile = None, insecure: In
 
     Example:  hansa list --format json
     """
-    from hansa.app.federation import list_runs as run
+    from hansa.app.runs import list_runs as run
 
-    run(server, identity, insecure)
+    run(Access.of(server, identity, insecure))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -139,9 +153,9 @@ def members(server: Server = None, identity: IdentityFile = None, insecure: Inse
 
     Example:  hansa members
     """
-    from hansa.app.federation import members as run
+    from hansa.app.runs import members as run
 
-    run(server, identity, insecure)
+    run(Access.of(server, identity, insecure))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -150,9 +164,9 @@ def status(run: LastRun = "", server: Server = None, identity: IdentityFile = No
 
     Example:  hansa status 3f2a
     """
-    from hansa.app.federation import status as show
+    from hansa.app.runs import status as show
 
-    show(run, server, identity, insecure)
+    show(run, Access.of(server, identity, insecure))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -167,9 +181,9 @@ def logs(
 
     Example:  hansa logs 3f2a --follow
     """
-    from hansa.app.federation import logs as show
+    from hansa.app.runs import logs as show
 
-    show(run, follow, server, identity, insecure)
+    show(run, follow, Access.of(server, identity, insecure))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -178,9 +192,9 @@ def stop(run: Run, server: Server = None, identity: IdentityFile = None, insecur
 
     Example:  hansa stop 3f2a
     """
-    from hansa.app.federation import stop as end
+    from hansa.app.runs import stop as end
 
-    end(run, server, identity, insecure)
+    end(run, Access.of(server, identity, insecure))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -189,9 +203,9 @@ def resume(run: Run, server: Server = None, identity: IdentityFile = None, insec
 
     Example:  hansa resume 3f2a
     """
-    from hansa.app.federation import resume as go_on
+    from hansa.app.runs import resume as go_on
 
-    go_on(run, server, identity, insecure)
+    go_on(run, Access.of(server, identity, insecure))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -211,6 +225,6 @@ def model(
 
     Example:  hansa model 3f2a --out model.safetensors
     """
-    from hansa.app.federation import model as fetch
+    from hansa.app.runs import model as fetch
 
-    fetch(run, out, best, job, server, identity, insecure)
+    fetch(run, out, best, job, Access.of(server, identity, insecure))
