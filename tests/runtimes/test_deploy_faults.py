@@ -59,8 +59,9 @@ def test_a_server_killed_at_any_step_goes_on_with_the_same_bits(step: str, tmp_p
         assert federation.server is not None
         assert federation.server.popen.wait(30) == -9, federation.output
         federation.server.end()
+        left = {path.name for path in (tmp_path / "state" / "spool").iterdir()}
         federation.start_server()
-        assert list((tmp_path / "state" / "spool").iterdir()) == [] or federation.wait(run)
+        assert not left & {path.name for path in (tmp_path / "state" / "spool").iterdir()}
         ends_like_the_local_one(federation, run, job)
 
 
@@ -328,4 +329,5 @@ def test_after_an_absence_of_the_server_all_workers_are_back_within_seconds(tmp_
         served = time.monotonic()
         federation.server.wait_for("w0 connected")
         federation.server.wait_for("w1 connected")
-        assert time.monotonic() - served < 1.5, (served - began, time.monotonic() - served)
+        # A pause that were doubled for as long as the server is away would be of 16 seconds by now.
+        assert time.monotonic() - served < 5, (served - began, time.monotonic() - served)

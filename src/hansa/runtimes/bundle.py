@@ -462,21 +462,7 @@ def _check_name(name: str) -> None:
 
 def _check_manifest(manifest: bytes, files: Mapping[str, bytes]) -> None:
     """The manifest is canonical and says of the files exactly what is true."""
-    if len(manifest) > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"bundle's manifest has {len(manifest)} bytes > {_MAX_MANIFEST_BYTES}: include fewer files")
-    try:
-        fields = json.loads(manifest)
-        version = fields["format"]
-        plain = _canonical(fields) == manifest and set(fields) == {"format", "hansa", "entry", "files", "requires"}
-        listed, entry = dict(fields["files"]), str(fields["entry"])
-        texts = [fields["hansa"], fields["entry"], *fields["requires"], *fields["requires"].values()]
-        plain = plain and all(isinstance(text, str) and _PART.fullmatch(text) for text in texts)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise BundleError("bundle's manifest cannot be read: it was damaged or tampered with, send it again") from None
-    if version != _FORMAT:
-        raise BundleError(f"bundle has format {version!r}, this Hansa reads {_FORMAT}: install the submitter's Hansa")
-    if not plain or entry not in listed:
-        raise BundleError("bundle's manifest is not as Hansa writes it: it was tampered with, pack it again")
+    listed = _listed(manifest)
     for name in sorted(set(listed) ^ set(files)):
         where = "is in the bundle but not in" if name in files else "is missing from the bundle but listed in"
         raise BundleError(f"file {name!r} {where} its manifest: the archive was tampered with, send it again")
@@ -493,6 +479,25 @@ def _check_manifest(manifest: bytes, files: Mapping[str, bytes]) -> None:
     for name in files:
         if any(str(parent).casefold() in folded for parent in PurePosixPath(name).parents):
             raise BundleError(f"path {name!r} lies below a file: rename one of them and pack again")
+
+
+def _listed(manifest: bytes) -> dict[str, object]:
+    """What a manifest says of each file; BundleError if Hansa does not write such a manifest."""
+    if len(manifest) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"bundle's manifest has {len(manifest)} bytes > {_MAX_MANIFEST_BYTES}: include fewer files")
+    try:
+        fields = json.loads(manifest)
+        version, listed, requires = fields["format"], dict(fields["files"]), fields["requires"]
+        texts = [fields["hansa"], fields["entry"], *requires, *requires.values()]
+        plain = _canonical(fields) == manifest and set(fields) == {"format", "hansa", "entry", "files", "requires"}
+        plain = plain and all(isinstance(text, str) and _PART.fullmatch(text) for text in texts)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise BundleError("bundle's manifest cannot be read: it was damaged or tampered with, send it again") from None
+    if version != _FORMAT:
+        raise BundleError(f"bundle has format {version!r}, this Hansa reads {_FORMAT}: install the submitter's Hansa")
+    if not plain or fields["entry"] not in listed:
+        raise BundleError("bundle's manifest is not as Hansa writes it: it was tampered with, pack it again")
+    return listed
 
 
 def _fact(content: bytes) -> dict[str, object]:

@@ -32,9 +32,7 @@ from hansa.runtimes.grpc.spool import Spool, Upload
 from hansa.runtimes.grpc.wire import INLINE, Pieces, carried, checked, pb, task_to_wire
 
 _SAY_S = 5.0  # how often to say for whom we wait
-_SHARE = (
-    64 << 10
-)  # bytes for each party in what is no contribution: keys, signatures, shares, a homomorphic scheme's key
+_SHARE = 64 << 10  # bytes for each party in what is no contribution: keys, signatures, shares, a scheme's key
 _LATE = 1000  # answers to tasks that are over, told to the round loop for its count; a flood of them is not
 
 
@@ -233,20 +231,13 @@ class GrpcSession(Session):
 
     def retire(self, tasks: Sequence[Task]) -> None:
         """Deletes their uploads and forgets what was offered to them alone."""
-        gone = [one for one in (self._flying.pop(task.key, None) for task in tasks) if one is not None]
+        gone = [self._flying.pop(task.key) for task in tasks if task.key in self._flying]
         for one in gone:
             for upload in one.uploads:
                 upload.close()
-        used = {
-            bytes(payload.name)
-            for one in self._flying.values()
-            for payload in (one.down, one.frozen, one.next)
-            if payload is not None
-        }
-        for name in [name for name in self.content if name not in used and len(name) != 32]:
-            del self.content[name]
+        self._forget()
         left = {one.task.context for one in self._flying.values()}
-        over = [self._legs.pop(context) for context in [c for c in self._legs if c not in left]]
+        over = [self._legs.pop(context) for context in set(self._legs) - left]
         unfinished = [one for one in gone if not (one.answered and one.leg == self._reducer.legs - 1)]
         for one in unfinished:
             if not one.answered and one.leg > self._reducer.counted:  # the record names only those that do not count
@@ -254,6 +245,13 @@ class GrpcSession(Session):
         if unfinished or any(conversation.timer is not None for conversation in over):
             self._soon(self._retired, unfinished, over)
         failpoint("after-retire")
+
+    def _forget(self) -> None:
+        """Content that no task needs any more, but what is named by its hash: it is asked for in other rounds, too."""
+        payloads = (each for one in self._flying.values() for each in (one.down, one.frozen, one.next))
+        used = {bytes(payload.name) for payload in payloads if payload is not None}
+        for name in [name for name in self.content if name not in used and len(name) != 32]:
+            del self.content[name]
 
     def traffic(self) -> Traffic:
         """Bytes as they were on the sockets (within 1 % where content is more than a few kilobytes), and seconds."""
