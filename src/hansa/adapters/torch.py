@@ -38,7 +38,7 @@ from hansa.adapters import torch_plans
 from hansa.adapters.torch_capture import Room, recorder_on
 from hansa.adapters.torch_cohort import Cohort, Visit
 from hansa.adapters.torch_descent import InPlaceDescent
-from hansa.adapters.torch_device import chosen, hardware, memory_bytes, seeded, working_on
+from hansa.adapters.torch_device import chosen, hardware, memory_bytes, seeded, wanted, working_on
 from hansa.adapters.torch_loss import Task, carried, check_loss, check_shapes, ignored, ready, task
 from hansa.adapters.torch_native import Untraceable
 from hansa.adapters.torch_network import Network, array, fill, named
@@ -117,7 +117,7 @@ class TorchModel(Model):
     @property
     def stacks(self) -> bool:
         """Whether `fit_cohort` trains many clients at once, so that it is worth handing them over together."""
-        return self.loop == "cohort" or (self.loop == "auto" and self._loop(self._device()) == "cohort")
+        return self._loop(wanted(self.device)) == "cohort"
 
     def __post_init__(self) -> None:
         if self.loop not in ("auto", "measure", *LOOPS):
@@ -172,7 +172,7 @@ class TorchModel(Model):
 
     def plan(self) -> str:
         """The loop, the kind of device, and threads."""
-        device = self._device()
+        device = wanted(self.device)
         return f"torch; {self._loop(device)}; {device.split(':')[0]}; threads={self.threads}"
 
     def planned(self, load: Callable[[], Any], work: LocalWork, plan: str = "") -> "TorchModel":
@@ -405,7 +405,7 @@ class TorchModel(Model):
             return
         if kept.classes is None:
             kept.network.train(False)
-            with torch.no_grad():
+            with torch.no_grad(), _explained(source, (*self.inputs, *self.targets)):
                 outputs = kept.network.module(*source.take(np.zeros(1, np.int64))[0])
             kept.classes = outputs.shape[1] if torch.is_tensor(outputs) and outputs.ndim > 1 else 0
         wrong = source.stranger(kept.classes, ignored(self.loss)) if kept.classes else None

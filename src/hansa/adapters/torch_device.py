@@ -21,14 +21,14 @@ DEVICE = "HANSA_DEVICE"  # environment variable: where this process trains
 _NAME = re.compile(r"cpu|cuda(:\d+)?")
 
 
-def chosen(asked: str | None) -> str:
-    """The device's whole name, `cpu` or `cuda:N`.
+def wanted(asked: str | None) -> str:
+    """The device's name, whether it is here or not: whoever hands out work need not have what workers have.
 
     Args:
       asked: as the model says.
 
     Raises:
-      ConfigError: it is no device, or not here.
+      ConfigError: it is no device.
     """
     told = os.environ.get(DEVICE, "")
     name = told if asked is None or (asked == "cuda" and told.startswith("cuda")) else asked
@@ -36,6 +36,18 @@ def chosen(asked: str | None) -> str:
         return "cpu"
     if not _NAME.fullmatch(name):
         raise ConfigError(f"device='{name}': it is written as 'cpu', 'cuda' or 'cuda:0'.")
+    return name
+
+
+def chosen(asked: str | None) -> str:
+    """The whole name, `cpu` or `cuda:N`, of a device that is here.
+
+    Raises:
+      ConfigError: it is no device, or not here.
+    """
+    name = wanted(asked)
+    if name == "cpu":
+        return name
     count = torch.cuda.device_count()
     if not count:
         raise ConfigError(f"device='{name}' is not available: {_absent()}, or train on the CPU by device='cpu'.")
