@@ -1,6 +1,7 @@
 """Every operation of every protocol against the plain one, with its declared error and its declared cost."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from hansa.core.errors import ConfigError
 from hansa.mpc.aby3 import Aby3
+from hansa.mpc.aby3.boolean import FEW
 from hansa.mpc.plain import Plain
 from hansa.mpc.pond import Pond
 from hansa.mpc.protocol import Protocol, Share
@@ -210,6 +212,35 @@ def test_measured_costs_are_the_declared_ones(kind: str, operation: str) -> None
     declared = results[0][2]
     assert max(sent for sent, _, _ in results) == declared.bytes_each
     assert max(rounds for _, rounds, _ in results) <= declared.rounds
+
+
+@pytest.mark.parametrize("size", [1, FEW, FEW + 1])
+def test_aby3_compares_few_numbers_in_fewer_messages_and_many_with_fewer_bytes(size: int) -> None:
+    x = ring(9, size)
+    x[:1] = -(2**63)
+
+    def party(mesh: LocalMesh) -> tuple[Any, Any, list[tuple[int, int]], list[Any]]:
+        mine, counters = Aby3(mesh), mesh.counters
+        number = mine.input(x if mesh.me == "b" else None, x.shape, "b")
+        seen = [(counters.rounds, sum(counters.sent_bytes.values()))]
+        bit = mine.negative(number)
+        seen.append((counters.rounds, sum(counters.sent_bytes.values())))
+        counted = mine.to_arithmetic(bit)
+        seen.append((counters.rounds, sum(counters.sent_bytes.values())))
+        spent = [(rounds - r, sent - s) for (r, s), (rounds, sent) in itertools.pairwise(seen)]
+        return (
+            mine.open(bit),
+            mine.open(counted),
+            spent,
+            [mine.cost(each, size) for each in ("negative", "to_arithmetic")],
+        )
+
+    results = together(LocalMesh.of(NAMES), party)
+    for bit, counted, _, _ in results:
+        assert torch.equal(bit & 1, (x < 0).to(torch.int8)) and torch.equal(counted, (x < 0).to(torch.int64))
+    for at, declared in enumerate(results[0][3]):
+        assert max(spent[at][0] for _, _, spent, _ in results) <= declared.rounds
+        assert max(spent[at][1] for _, _, spent, _ in results) == declared.bytes_each
 
 
 def test_wrong_parties_and_options_are_named() -> None:

@@ -1,5 +1,6 @@
 """What one party receives says nothing: uniform bytes, whatever the inputs are."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from hansa.core.checkpoint import Buffer
 from hansa.mpc.aby3 import Aby3
+from hansa.mpc.aby3.boolean import FEW
 from hansa.mpc.pond import Pond
 from hansa.mpc.protocol import Protocol, Share
 from hansa.mpc.two_party import TwoParty
@@ -35,9 +37,11 @@ class Listening(LocalMesh):
         return buffers
 
 
-def listen(kind: str, value: int, run: Callable[[Protocol, Share], Any], owner: str = "a") -> list[bytes]:
+def listen(
+    kind: str, value: int, run: Callable[[Protocol, Share], Any], owner: str = "a", size: int = N
+) -> list[bytes]:
     """What each party receives while an operation runs on a secret that is the same number everywhere."""
-    names, size = (NAMES[:2], N // 4) if kind == "two_party" else (NAMES, N)
+    names, size = (NAMES[:2], N // 4) if kind == "two_party" else (NAMES, size)
     meshes = [Listening(mesh.me, names, mesh._links, mesh._lost) for mesh in LocalMesh.of(names)]
     x = torch.full((size,), value)
 
@@ -77,6 +81,22 @@ def test_every_party_receives_uniform_bytes(kind: str, operation: str, value: in
     for name, heard in zip(NAMES, listen(kind, value, OPERATIONS[operation]), strict=False):
         if len(heard) >= 256 * 20:
             assert 255 - 6.5 * 22.6 < chi_square(heard) < 255 + 6.5 * 22.6, f"{name} in {operation}"
+
+
+@pytest.mark.parametrize("value", [0, -1, 0x0123456789AB])
+def test_many_numbers_are_compared_as_silently_as_few(value: int) -> None:
+    for heard in listen("aby3", value, OPERATIONS["to arithmetic"], size=FEW + 1):
+        assert 255 - 6.5 * 22.6 < chi_square(heard) < 255 + 6.5 * 22.6
+
+
+@pytest.mark.parametrize("operation", ["scaled product", "truncate", "to arithmetic"])
+@pytest.mark.parametrize("value", [0, 1 << 40])
+def test_no_two_messages_to_a_party_say_together_what_one_does_not(operation: str, value: int) -> None:
+    for heard in listen("aby3", value, OPERATIONS[operation]):
+        words = np.frombuffer(heard[-(len(heard) // (8 * N)) * 8 * N :], np.int64).reshape(-1, N)
+        for first, second in itertools.combinations(words, 2):
+            for both in (first + second, first - second):
+                assert 255 - 6.5 * 22.6 < chi_square(both.tobytes()) < 255 + 6.5 * 22.6
 
 
 @pytest.mark.parametrize("value", [0, -1, 0x0123456789AB])

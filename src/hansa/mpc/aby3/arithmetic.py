@@ -6,7 +6,8 @@
 Truncation by f bits, exact but for one unit, of a z given as three summands (z′ = z + 2⁶² ≥ 0, r uniform):
 
     2 → 1       z₂ + r − ρ,  R₁,  M₁                                 ρ, R₀ and M₀ are drawn by parties 2 and 0 alone
-    0 ↔ 1       z₀ + ρ,  z₁ + (z₂ + r − ρ)                           c = z′ + r, open to 0 and 1, which do not know r
+    2 → 0       z₂ + r − σ                                           σ is drawn by parties 1 and 2 alone
+    0 ↔ 1       z₀ + ρ,  z₁ + σ           all at once: then          c = z′ + r, open to 0 and 1, which do not know r
     0 ↔ 1       u₀ − α,  u₁ − β                                      α drawn by 0 and 2, β by 1 and 2
 
 where R₀ + R₁ = (r mod 2⁶³) >> f, M₀ + M₁ = r >> 63, and with k = c >> 63
@@ -35,7 +36,7 @@ class Arithmetic(Sharing):
         return Share((z,))
 
     def settle(self, summands: Share, shift: int = 0) -> Share:
-        """One message around; with a shift, three one after another (two with fast truncation)."""
+        """One message around; with a shift, two one after another."""
         z = light(summands.parts[0])
         if shift:
             parts = self._fast(z, shift) if self.fast_truncation else self._exact(z, shift)
@@ -50,25 +51,29 @@ class Arithmetic(Sharing):
         if self.me == 2:
             drawn = self._with_next.draw_like(room(z, 4))
             masked, alpha = drawn[:3], drawn[3]
-            beta = self._with_previous.draw_like(z)
+            beta, sigma = self._with_previous.draw_like(room(z, 2))
             r = self._own.draw_like(z)
-            masked[0] -= r  # what was drawn here alone is this party's to write on
+            hidden = z + r
+            self._send(self.next, "masked", hidden - sigma)
+            masked[0] -= hidden  # what was drawn here is this party's to write on
             masked[1] -= (r & _LOW) >> shift
             r >>= 63
             masked[2] += r
             masked *= -1
-            masked[0] += z
-            self._send(self.previous, "truncate", masked)
+            self._send(self.previous, "masked", masked)
             return beta, alpha
         if self.me == 1:
-            beta = self._with_next.draw_like(z)
-            masked, high, most = self._recv(self.next, "truncate", room(z, 3))
-            mine, other, mask = z + masked, self.previous, beta
+            mask, sigma = self._with_next.draw_like(room(z, 2))
+            other = self.previous
+            self._send(other, "open masked", z + sigma)
+            masked, high, most = self._recv(self.next, "masked", room(z, 3))
         else:
-            rho, high, most, alpha = self._with_previous.draw_like(room(z, 4))
-            mine, other, mask = z + rho, self.next, alpha
-        self._send(other, "open masked", mine)
-        c = mine + self._recv(other, "open masked", z)
+            rho, high, most, mask = self._with_previous.draw_like(room(z, 4))
+            other = self.next
+            self._send(other, "open masked", z + rho)
+            masked = self._recv(self.previous, "masked", z)
+        c = z + masked
+        c += self._recv(other, "open masked", z)
         c += _HALF
         sign = c >> 63  # −1 where k = 1
         u = sign * 2

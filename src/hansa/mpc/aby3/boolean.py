@@ -7,18 +7,37 @@ party 0 shares a alone. Carries are found by a tree over (generate, propagate) p
 
 that halves the words at each level, 64 → 32 → 16 → 8 → 4 → 2 → 1, for which the bits lie in reversed order of their
 index: then each level is the high half of a word against its low half.
-"""
 
-from collections.abc import Callable
+The first level, and the second where words are few, is part of the first and: for pieces aⱼ and bⱼ of the words,
+
+    g = ⊕ᵢ aᵢ·bᵢ·Π (aⱼ ⊕ bⱼ) over j > i,     p = Π (aⱼ ⊕ bⱼ)
+
+are sums of products of some a's, which party 0 shares, and of some b's, which both others know.
+"""
 
 import torch
 
 from hansa.mpc.aby3.arithmetic import Arithmetic
 from hansa.mpc.protocol import Share
-from hansa.mpc.ring.words import Words, halves, heavy_share, light_share, narrowed, reversed_bits, stacked
+from hansa.mpc.ring.words import (
+    LIGHT,
+    Words,
+    halves,
+    heavy_share,
+    light_share,
+    narrowed,
+    pieces,
+    reversed_bits,
+    room,
+    stacked,
+    taken,
+    xored_products,
+)  # fmt: skip
 
 _LOW = (1 << 63) - 1
 _TOP = -(1 << 63)
+FEW = LIGHT
+"""Numbers, up to which a message less is worth 10 to 16 bytes more for each."""
 
 
 class Boolean(Arithmetic):
@@ -36,24 +55,57 @@ class Boolean(Arithmetic):
         return Share((z, self._around("and", z)), boolean=True)
 
     def negative(self, x: Share) -> Share:
-        """Eight messages one after another, 35 bytes an element in all from party 0."""
+        """Seven messages one after another, 32 bytes an element in all from party 0; for few numbers six, of 42."""
         shape = x.shape
-        carries, ways = self._half_added(light_share(x.map(lambda part: part.reshape(-1))), reversed_bits)
-        top = ways.map(lambda part: narrowed((part >> 63) & 1))
-        # Bit 63 itself carries nowhere: it is made the identity of the tree.
-        g = carries.map(lambda part: part & _LOW)
-        p = ways.map(lambda part: part & _LOW)
-        p = self._xored(p, _TOP)
-        for dtype in (torch.int32, torch.int16, torch.int8):
+        flat = light_share(x.map(lambda part: part.reshape(-1)))
+        levels = [torch.int32, torch.int16, torch.int8]
+        if shape.numel() <= FEW:
+            del levels[0]
+        g, p, top = self._first_level(flat, levels[0])
+        for dtype in levels[1:]:
             g, p = self._level(halves(g, dtype), halves(p, dtype))
         for width in (4, 2):
             g, p = self._level((g, _down(g, width)), (p, _down(p, width)))
         g = _down(g, 1) ^ self._and(_down(p, 1), g)
         return heavy_share((g ^ top).map(lambda part: (part & 1).reshape(shape)))
 
+    def _first_level(self, x: Share, dtype: torch.dtype) -> tuple[Share, Share, Share]:
+        """Generates and propagates of all pieces of a word of this dtype, and bit 63 of a ^ b, in two messages."""
+        first, second = x.parts
+        if self.me == 0:
+            # Bit 63 itself carries nowhere: it is made the identity of the tree.
+            a = reversed_bits(first + second)
+            sign = narrowed(a >> 63)
+            known = _products(pieces(a | _TOP, dtype))[1:]
+            masks = [self._with_next.draw_like(each) for each in (known, sign)]
+            known ^= masks[0]
+            sign ^= masks[1]
+            self._send(self.previous, "summand", known, sign)
+            top = sign, masks[1]
+            z = self._zero_bits(known[:2])
+        else:
+            b = reversed_bits(second if self.me == 1 else first)
+            sign = narrowed(b >> 63)
+            products = _products(pieces(b & _LOW, dtype))
+            like = products[1:], sign
+            if self.me == 1:
+                known, mask = (self._with_previous.draw_like(each) for each in like)
+                top = mask, sign
+            else:
+                known, hidden = taken(self.mesh, self.next, "summand", *like)
+                top = sign, hidden
+            z = self._zero_bits(products[:2])
+            full = len(products) - 1
+            z[0] ^= xored_products(known, products, [_generating(at, full) for at in range(1, full + 1)])
+            z[1] ^= xored_products(known, products, [full ^ at for at in range(1, full + 1)])
+            if self.me == 1:
+                z[1] ^= products[full]
+        both = Share((z, self._around("and", z)), boolean=True)
+        return both.map(lambda part: part[0]), both.map(lambda part: part[1]), Share(top, boolean=True)
+
     def bits(self, x: Share) -> Share:
         """Eight messages one after another: party 0's share, an and, and six levels of Kogge and Stone's adder."""
-        g, ways = self._half_added(light_share(x), _same)
+        g, ways = self._half_added(light_share(x))
         p = ways
         for distance in (1, 2, 4, 8, 16, 32):
             moved = Share(tuple(stacked(u, v) << distance for u, v in zip(g.parts, p.parts, strict=True)), True)
@@ -74,28 +126,39 @@ class Boolean(Arithmetic):
         both = self._and(p[1], low)
         return g[1] ^ both.map(lambda part: part[0]), both.map(lambda part: part[1])
 
-    def _half_added(self, x: Share, order: Callable[[Words], Words]) -> tuple[Share, Share]:
-        """Boolean shares of a & b and a ^ b, for a = x₀ + x₁ and b = x₂ with their bits in some order."""
+    def _half_added(self, x: Share) -> tuple[Share, Share]:
+        """Boolean shares of a & b and a ^ b, for a = x₀ + x₁ and b = x₂."""
         first, second = x.parts
         if self.me == 0:
             mask = self._with_next.draw_like(first)
-            hidden = order(first + second) ^ mask
+            hidden = (first + second) ^ mask
             self._send(self.previous, "summand", hidden)
             ways, z = (hidden, mask), self._zero_bits(mask)
         elif self.me == 1:
-            a, b = self._with_previous.draw_like(first), order(second)
+            a, b = self._with_previous.draw_like(first), second
             ways, z = (a, b), self._zero_bits(a)
             z ^= a & b
         else:
-            a, b = self._recv(self.next, "summand", first), order(first)
+            a, b = self._recv(self.next, "summand", first), first
             ways, z = (b, a), self._zero_bits(b)
             z ^= a & b
         return Share((z, self._around("and", z)), boolean=True), Share(ways, boolean=True)
 
 
+def _products(factors: list[Words]) -> Words:
+    """The and of every subset of words, by its number as a set of bits, along a new first dimension."""
+    table = room(factors[0], 1 << len(factors))
+    table[0] = -1
+    for at in range(1, len(table)):
+        table[at] = table[at & (at - 1)] & factors[(at & -at).bit_length() - 1]
+    return table
+
+
+def _generating(chosen: int, full: int) -> int:
+    """Of which b's the product goes with that of the chosen a's: the lowest one's, and those above it not chosen."""
+    lowest = chosen & -chosen
+    return lowest | (full & -(lowest << 1) & ~chosen)
+
+
 def _down(x: Share, width: int) -> Share:
     return x.map(lambda part: part >> width)
-
-
-def _same(words: Words) -> Words:
-    return words

@@ -20,12 +20,12 @@ from hansa.mpc.protocol import Share
 
 Words: TypeAlias = Any
 """An integer tensor, or the array that `light` makes of a small one."""
-_LIGHT = 1 << 13
+LIGHT = 1 << 13
 
 
 def light(part: torch.Tensor) -> Words:
     """A small tensor as an array that shares its memory; a large one, a single number, or a GPU's, as it is."""
-    return part.numpy() if part.dim() and part.numel() <= _LIGHT and part.is_cpu else part
+    return part.numpy() if part.dim() and part.numel() <= LIGHT and part.is_cpu else part
 
 
 def heavy(words: Words) -> torch.Tensor:
@@ -54,6 +54,11 @@ def narrowed(words: Words) -> Words:
 def widened(words: Words) -> Words:
     """Bit 0, as int64."""
     return (words & 1).astype(np.int64) if isinstance(words, np.ndarray) else (words & 1).to(torch.int64)
+
+
+def chosen(bit: Words, zero: Words, one: Words) -> Words:
+    """The second where the bit is 1, else the first."""
+    return zero + bit * (one - zero)
 
 
 def light_share(x: Share) -> Share:
@@ -99,18 +104,34 @@ def _words(buffer: Buffer, like: Words) -> Words:
 
 def halves(x: Share, dtype: torch.dtype) -> tuple[Share, Share]:
     """The low and high halves of every word, as words of a narrower dtype."""
-    pairs = [_pairs(part, dtype) for part in x.parts]
-    return tuple(Share(tuple(_whole(pair[:, at]) for pair in pairs), x.boolean) for at in (0, 1))  # type: ignore[return-value]
+    pairs = zip(*[pieces(part, dtype) for part in x.parts], strict=True)
+    low, high = (Share(parts, x.boolean) for parts in pairs)
+    return low, high
 
 
-def _pairs(words: Words, dtype: torch.dtype) -> Words:
+def pieces(words: Words, dtype: torch.dtype) -> list[Words]:
+    """The pieces of every word, of a narrower dtype, in ascending order of what they mean when bits are reversed.
+
+    Of four, the third is the one above the first: halves of halves.
+    """
     if isinstance(words, np.ndarray):
-        return np.ascontiguousarray(words).view(_NUMPY[dtype]).reshape(-1, 2)
-    return words.contiguous().view(dtype).view(-1, 2)
+        narrow = _NUMPY[dtype]
+        columns = np.ascontiguousarray(words).view(narrow).reshape(-1, words.itemsize // dtype.itemsize).T
+        found = [np.ascontiguousarray(column) for column in columns]
+    else:
+        ratio = words.element_size() // dtype.itemsize
+        found = [column.contiguous() for column in words.contiguous().view(dtype).view(-1, ratio).unbind(1)]
+    return found if len(found) == 2 else [found[at] for at in (0, 2, 1, 3)]
 
 
-def _whole(words: Words) -> Words:
-    return np.ascontiguousarray(words) if isinstance(words, np.ndarray) else words.contiguous()
+def xored_products(x: Words, y: Words, places: list[int]) -> Words:
+    """⊕ᵢ x[i] & y[places[i]]."""
+    if isinstance(x, np.ndarray):
+        return np.bitwise_xor.reduce(x & y[places])
+    total = x[0] & y[places[0]]
+    for each, place in zip(x[1:], places[1:], strict=True):
+        total ^= each & y[place]
+    return total
 
 
 _NUMPY = {torch.int8: np.int8, torch.int16: np.int16, torch.int32: np.int32}
