@@ -304,24 +304,25 @@ class PoolSession(Session, Generic[Handle]):
             self._members.append(self._start())
         for member in self._members:
             if member.ready and member.request is None and (request := self._pick(member)) is not None:
-                member.request = request
-                if self._converses:
-                    self._home[request.task.key] = member
-                inputs, stack = dict(self._inputs(request)), list[Request[Handle]]()
-                if request.stack and request.stack is not member.stack:
-                    member.stack = request.stack
-                    stack = [one for one in request.stack if one.task.key in self._used]  # the others are over
-                for i, one in enumerate(stack):
-                    inputs.update({f"{name} {i}": given for name, given in self._inputs(one).items() if name in _OWN})
-                asked = {
-                    "task": vars(request.task),
-                    "leg": request.leg,
-                    "stack": [vars(one.task) for one in stack],
-                    "over": member.over,
-                    "secret": self._secret.hex(),
-                }
-                member.over = []
-                member.begin(asked, inputs)
+                self._begin(member, request)
+
+    def _begin(self, member: Member[Handle], request: Request[Handle]) -> None:
+        """Has a worker do a request; the first of a stack comes with what the others need."""
+        member.request = request
+        if self._converses:
+            self._home[request.task.key] = member
+        inputs, stack = dict(self._inputs(request)), list[Request[Handle]]()
+        if request.stack and request.stack is not member.stack:
+            member.stack = request.stack
+            stack = [one for one in request.stack if one.task.key in self._used]  # the others are over
+        for i, one in enumerate(stack):
+            inputs.update({f"{name} {i}": given for name, given in self._inputs(one).items() if name in _OWN})
+        asked = {
+            "task": vars(request.task), "leg": request.leg, "stack": [vars(one.task) for one in stack],
+            "over": member.over, "secret": self._secret.hex(),
+        }  # fmt: skip
+        member.over = []
+        member.begin(asked, inputs)
 
     def _pick(self, member: Member[Handle]) -> Request[Handle] | None:
         """An answer in a conversation; else, of the tasks whose turn it is, one whose data is near, or the first."""
