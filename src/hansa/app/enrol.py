@@ -60,7 +60,6 @@ _CONNECTS = {
 }
 _SIGNS = [ExtendedKeyUsageOID.CODE_SIGNING]
 
-_Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 _PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 

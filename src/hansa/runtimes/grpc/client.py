@@ -10,10 +10,8 @@ Every failure is one of Hansa's errors: what the server refused has the server's
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 from hansa.core import errors
@@ -162,13 +160,6 @@ class Client:
 
         self._call(pull)
         return content
-
-    def save_model(self, run: str, path: str | os.PathLike[str], *, best: bool = False) -> None:
-        """Writes `model_bytes` to a file, whole or not at all."""
-        target = Path(path)
-        beside = target.with_name(target.name + ".partial")
-        beside.write_bytes(self.model_bytes(run, best=best))
-        beside.replace(target)
 
     def healthy(self) -> bool:
         """Whether the server serves (the standard health check of gRPC)."""

@@ -43,8 +43,6 @@ from hansa.runtimes.grpc.seat import DistantSeat
 from hansa.runtimes.grpc.wire import INLINE, Tag
 from hansa.runtimes.jobfile import load_job
 
-MAX_FRAME = 1 << 20
-
 
 class Frames:
     """Frames over a blocking socket."""

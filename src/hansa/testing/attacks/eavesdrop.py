@@ -75,14 +75,13 @@ class _Hidden(Exception):
     """A stage asked for protective randomness."""
 
 
-def of_one(job: Job, data: Any, population: int, params: Tensors | None = None) -> Tensors:
+def of_one(job: Job, data: Any, population: int) -> Tensors:
     """One client's update of the first round as the server can decode it, protective noise of its own apart.
 
     Args:
       job: with a reducer that sees each contribution.
       data: the client's.
       population: clients that could be asked.
-      params: what the server sends; the job's initial model if None.
 
     Raises:
       ConfigError: the reducer shows the server no single contributions.
@@ -90,7 +89,7 @@ def of_one(job: Job, data: Any, population: int, params: Tensors | None = None) 
     reducer = job.pipeline.reducer
     if reducer is None or reducer.sees != "each" or reducer.legs != 1:
         raise ConfigError(f"{reducer} shows the server no single contributions: ask `of_all`.")
-    params = job.model.init(job.seed) if params is None else params
+    params = job.model.init(job.seed)
     task = Task(
         run="audit", fingerprint="", kind="train", version=0, round=0, attempt=0, client="audited", position=0,
         population=population,

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def words_in(change: np.ndarray, axis: int = 0) -> np.ndarray:
+def words_in(change: np.ndarray) -> np.ndarray:
     """The words that occurred, ascending.
 
     Args:
-      change: of an embedding (words, width), or of a bag of words' weights (units, words) with axis=1.
-      axis: the one that counts words.
+      change: of an embedding, shape (words, width); or of a bag of words' weights, transposed.
 
     >>> words_in(np.array([[0.0, 0.0], [0.1, -0.2], [0.0, 0.3]])).tolist()
     [1, 2]
     """
-    others = tuple(i for i in range(change.ndim) if i != axis)
-    return np.flatnonzero((np.asarray(change) != 0).any(axis=others))
+    return np.flatnonzero((np.asarray(change) != 0).any(axis=1))
 
 
 @dataclass(frozen=True)
