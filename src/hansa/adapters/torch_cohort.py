@@ -8,12 +8,14 @@ nothing; a client with fewer steps goes on with such rows, and what it had after
 
 Padding asks of a module that it treats rows apart, and of a loss that it is a mean over them. Where that does not hold
 (batch norm) only clients with equal batches share a bucket. Every new step is first held against the plain loop. What
-draws random numbers, which are each client's own, or has no rule for `vmap` (LSTM), is trained one by one, and says so.
+draws random numbers, which are each client's own, or has no rule for `vmap` (LSTM and GRU on a CPU; on a GPU they are
+taken step by step), is trained one by one, and says so.
 """
 
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from hansa.adapters.torch_capture import loop_of
 from hansa.adapters.torch_loss import Task, correct, ready, rowwise
 from hansa.adapters.torch_native import Loop, Untraceable
 from hansa.adapters.torch_network import Network
+from hansa.adapters.torch_recurrent import StepByStep
 from hansa.adapters.torch_replay import CHECKED_STEPS, LONE, Replay, rate
 from hansa.adapters.torch_trace import (
     Axis,
@@ -279,7 +282,8 @@ class Cohort:
             return torch.vmap(one, (dims, *[0] * len(inputs)))(tensors, *inputs)
 
         def one(own: Group, *x: Any) -> Any:
-            outputs = self._replay.call(given := dict(own), x)
+            with nullcontext() if visit.source.device == "cpu" else StepByStep():
+                outputs = self._replay.call(given := dict(own), x)
             if replaced := [name for name in own if given[name] is not own[name]]:
                 raise Untraceable(f"the module replaces its buffer '{replaced[0]}'")
             return outputs
