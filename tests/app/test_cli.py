@@ -169,6 +169,14 @@ def test_a_wrong_command_line_is_one_json_object_on_stderr_for_machines() -> Non
         (["audit", "job.py", "--iterations", "0"], "--iterations 0: at least 1"),
         (["audit", "job.py", "--shadows", "0"], "--shadows 0: at least 1"),
         (["audit", "job.py", "--canaries", "0"], "--canaries 0: at least 1"),
+        (["audit", "job.py", "--out", "data.csv/x"], "--out data.csv/x cannot be used"),
+        (["simulate", "job.py", "--out", "folder"], "--out folder is a folder: name a file in it"),
+        (["graph", "job.py", "--out", "none/x.svg"], "--out none/x.svg: there is no folder none; make it first"),
+        (["demo", "--report", "folder"], "--report folder is a folder: name a file in it"),
+        (["server", "--state", "s", "--insecure", "--blobs", "nope://a:b@x"], "blobs at nope://x cannot be kept"),
+        (["mpc", "local", "--reports", "data.csv", "job.py"], "--reports data.csv cannot be used"),
+        (["mpc", "local", "--picture", "none/x.svg", "job.py"], "--picture none/x.svg: there is no folder none"),
+        (["mpc", "reveal", "x", "--out", "folder"], "--out folder is a folder: name a file in it"),
         (["simulate", "job.py", "--runtime", "processes", "--processes", "0"], "--processes 0: at least 1"),
         (["simulate", "job.py", "--set", "round=3"], "unknown key 'round': did you mean 'rounds'? Job has"),
         (["job", "show", "data.csv"], "'data.csv' is neither a job file (.py) nor an archive that `hansa build` wrote"),
@@ -179,6 +187,7 @@ def test_a_wrong_command_line_is_one_json_object_on_stderr_for_machines() -> Non
 )
 def test_a_wrong_option_is_named_with_its_value(folder: Path, args: list[str], message: str) -> None:
     (folder / "data.csv").write_text("a,b\n1,2\n")
+    (folder / "folder").mkdir()
     done = hansa(*args)
     assert (done.code in (11, 20), len(done.err.splitlines())) == (True, 1)
     assert message in done.err

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hansa.app.audit_report import Finding, Verdict, curve, histogram, pairs, write
+from hansa.app.folder import check_files
 from hansa.app.jobs import read_settings
 from hansa.app.terminal import emit, hint, say
 from hansa.core.data import Clients, Dataset
@@ -50,6 +51,7 @@ def audit(
     module = load_module(job)
     loaded, people = job_of(module, given), clients_of(module, clients)
     loaded.check(len(people))
+    check_files(out, "--out")
     findings = []
     for name, run in (
         ("reading", lambda: reading(loaded, people, client, examples, iterations)),

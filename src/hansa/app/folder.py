@@ -1,4 +1,4 @@
-"""Folders that commands are told to write in."""
+"""Folders and files that commands are told to write, looked at before the work begins."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,6 +15,21 @@ def check_folder(path: Path | None, option: str) -> None:
     """ConfigError unless the folder of what is to be made, if anything is, is there."""
     if path is not None and not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first.")
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """ConfigError unless a file, if one is to be written, has a folder to lie in, and is none itself."""
+    check_folder(path, option)
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder: name a file in it.")
+
+
+def check_files(path: Path | None, option: str) -> None:
+    """ConfigError unless a folder for several files, if they are to be written, is there or can be made."""
+    if path is not None:
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            raise ConfigError(f"{option} {path} cannot be used ({nearest} is a file): choose another folder.")
 
 
 @contextmanager

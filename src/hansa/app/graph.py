@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from hansa.app.folder import check_file
 from hansa.app.jobs import read_settings
 from hansa.app.terminal import emit, say, settings as terminal_settings, size
 from hansa.core.errors import ConfigError
@@ -94,6 +95,7 @@ def graph(job: Path, out: Path | None, pairs: Sequence[str], config: Path | None
     """
     if out is not None and out.suffix not in (".svg", ".dot"):
         raise ConfigError(f"--out {out}: end its name with .svg or .dot.")
+    check_file(out, "--out")
     loaded = load_job(job, read_settings(pairs, config))
     loaded.check(population)
     found = flow(loaded, population or max(1, round(loaded.who.expected(1 << 20))))

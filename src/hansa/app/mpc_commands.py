@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hansa.app.enrol import Authority
+from hansa.app.folder import check_file, check_files
 from hansa.app.party import check_known, identity_of
 from hansa.app.terminal import emit, say, size, span, table
 from hansa.core.errors import ConfigError, NotFound, TrainingFailed, Unreachable
@@ -137,6 +138,8 @@ def local(
     """
     if picture is not None and picture.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--picture {picture}: end its name with .png, .svg or .pdf.")
+    check_file(picture, "--picture")
+    check_files(reports, "--reports")
     with tempfile.TemporaryDirectory(prefix="hansa-mpc-") as made:
         folder = Path(made)
         told = _all(script, arguments, names, parties, choices, folder)

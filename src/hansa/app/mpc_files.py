@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hansa.app.folder import check_file
 from hansa.app.terminal import emit, hint, say
 from hansa.core.checkpoint import dump, open_bytes
 from hansa.core.errors import ConfigError, DataError, NotFound
@@ -36,6 +37,7 @@ def share(data: Path, parties: Path, out: str, protocol: str, columns: Sequence[
 
 def reveal(urls: Sequence[str], out: Path | None) -> None:
     """`hansa mpc reveal`."""
+    check_file(out, "--out")
     opened, header = reveal_shares(*urls)
     tensors = {name: value.numpy() for name, value in opened.items()}
     emit("revealed", id=header.id, protocol=header.protocol, tensors=_shapes(header), out=out and str(out))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hansa.app.folder import check_folder, state_in
+from hansa.app.folder import check_file, state_in
 from hansa.app.jobs import read_settings
 from hansa.app.terminal import emit, hint, number, say, settings, table
 from hansa.core.errors import ConfigError
@@ -26,7 +26,7 @@ def plan(target: Target, noise: float | None, cohort: int | None, plot: Path | N
     """`hansa privacy plan`."""
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {plot}: end its name with .png, .svg or .pdf.")
-    check_folder(plot, "--plot")
+    check_file(plot, "--plot")
     found = planned(target, noise=0.01 if noise is None and cohort is None else noise, cohort=cohort)
     if plot is not None:
         plot_noise(found, plot)

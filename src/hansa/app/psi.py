@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hansa.app.folder import check_folder
+from hansa.app.folder import check_file
 from hansa.app.party import identity_of
 from hansa.app.terminal import console, emit, hint, say, settings, size, span
 from hansa.core.errors import ConfigError
@@ -115,7 +115,7 @@ class _Side:
     def result(self) -> Path:
         if self.out is None:
             raise ConfigError("say where the shared rows go: --out FILE.CSV.")
-        check_folder(self.out, "--out")
+        check_file(self.out, "--out")
         return self.out
 
     def kept(self) -> Path:

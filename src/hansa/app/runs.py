@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hansa.app.access import Access
-from hansa.app.folder import check_folder
+from hansa.app.folder import check_file
 from hansa.app.jobs import archive, contents, hidden, packed, portable, read_settings
 from hansa.app.show import Rounds, metrics_of, summary
 from hansa.app.terminal import emit, hint, is_live, moment, say, settings, size, table
@@ -119,7 +119,7 @@ def model(run: str, out: Path, best: bool, job: Path | None, access: Access) -> 
     from hansa.core.checkpoint import dump
     from hansa.runtimes.jobfile import load_job
 
-    check_folder(out, "--out")
+    check_file(out, "--out")
     loaded = load_job(job) if job is not None else None
     with access.client() as client:
         facts = client.status(_run(client, run))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from hansa.app.folder import check_folder, state_in
+from hansa.app.folder import check_file, check_folder, state_in
 from hansa.app.jobs import hidden, read_settings
 from hansa.app.show import Rounds, epsilon_of, summary
 from hansa.app.terminal import emit, hint, number, say, span
@@ -56,7 +56,7 @@ def simulate(
         raise ConfigError(f"--checkpoint-every {checkpoint_every}: checkpoints need a place, --state DIR.")
     if best and out is None:
         raise ConfigError("--best says which model to write: give --out FILE as well.")
-    check_folder(out, "--out")
+    check_file(out, "--out")
     options: dict[str, Any] = {"checkpoint_every": checkpoint_every, "observe": [] if log is None else [log_to(log)]}
     module = load_module(job)
     loaded = job_of(module, given)

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from hansa.core.checkpoint import Buffer
-from hansa.core.errors import CorruptFile, MissingExtra, StorageFull
+from hansa.core.errors import ConfigError, CorruptFile, MissingExtra, StorageFull
 
 
 class Blobs:
@@ -23,11 +23,15 @@ class Blobs:
             self._folder = Path(place)
             self._folder.mkdir(exist_ok=True, mode=0o700)
             return
+        shown = re.sub("//.*@", "//", place)
         try:
             import fsspec
         except ImportError:
-            raise MissingExtra(f"blobs at {re.sub('//.*@', '//', place)}", "fsspec", "store") from None
-        self._files, self._root = fsspec.core.url_to_fs(place)
+            raise MissingExtra(f"blobs at {shown}", "fsspec", "store") from None
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(place)
+        except (ImportError, ValueError, OSError) as error:
+            raise ConfigError(f"blobs at {shown} cannot be kept ({error}): give a URL that fsspec knows.") from None
 
     def write(self, name: str, pieces: Sequence[Buffer]) -> None:
         """All pieces under a name; StorageFull if there is no space."""

@@ -69,9 +69,9 @@ class SqlStore:
         if beside and database is None and not (self.folder / "hansa.db").exists():
             raise NotFound(f"{self.folder} holds no state: give the folder of a server or a simulation.")
         self._lock = None if beside else self._taken()
-        self._blobs = Blobs(blobs or str(self.folder / "blobs"))
         self._turn = threading.RLock()  # SQLite has one writer: our threads take turns instead of being refused
         try:
+            self._blobs = Blobs(blobs or str(self.folder / "blobs"))
             self._engine = _engine(database or f"sqlite:///{self.folder.absolute() / 'hansa.db'}")
             with self._begin() as connection:
                 migrate(connection, self.folder, beside)

@@ -25,7 +25,8 @@ def _steps(normalise: str) -> list[str]:
 @commands.command("psi", rich_help_panel=PANEL)
 def psi_(
     key: Annotated[
-        list[str], typer.Option("--key", metavar="COLUMN", help="Of the key; repeatable: together one key.")
+        list[str],
+        typer.Option("--key", metavar="COLUMN", help="A column of the key; repeatable: together they are the key."),
     ],
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE.CSV", help="Your table; a coordinator has none.")
@@ -115,7 +116,9 @@ def answer(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE.CSV", help="Your people; none at a party without columns.")
     ] = None,
-    key: Annotated[str, typer.Option("--key", metavar="COLUMN", help="Of the ids that requests name.")] = "id",
+    key: Annotated[
+        str, typer.Option("--key", metavar="COLUMN", help="The column of the ids that requests name.")
+    ] = "id",
     me: Me = None,
     parties: PartiesFile = Path("parties.toml"),
     identity: IdentityFile = None,

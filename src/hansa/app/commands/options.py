@@ -32,7 +32,10 @@ ClusterAddress = Annotated[
 Server = Annotated[
     str | None,
     typer.Option(
-        "--server", metavar="HOST:PORT", envvar="HANSA_SERVER", help="The server. Default: hansa.toml, 127.0.0.1:8443."
+        "--server",
+        metavar="HOST:PORT",
+        envvar="HANSA_SERVER",
+        help="The server. Default: as in hansa.toml, else 127.0.0.1:8443.",
     ),
 ]
 IdentityFile = Annotated[

@@ -110,8 +110,8 @@ def mpc_party(
 @mpc.command("estimate", context_settings={**_SCRIPT, "allow_interspersed_args": True})
 def mpc_estimate(
     script: Script,
-    latency: Annotated[str, typer.Option("--latency", metavar="40ms", help="That a message takes one way.")],
-    bandwidth: Annotated[str, typer.Option("--bandwidth", metavar="100Mbps", help="That a party sends with.")],
+    latency: Annotated[str, typer.Option("--latency", metavar="40ms", help="How long a message takes one way.")],
+    bandwidth: Annotated[str, typer.Option("--bandwidth", metavar="100Mbps", help="How much a party can send.")],
     arguments: ScriptArguments = None,
     names: PartyNames = "",
     protocol: ProtocolName = "aby3",

@@ -21,6 +21,7 @@ import numpy as np
 from hansa.app.demo import cases, checks, league
 from hansa.app.demo.arms import ARMS, CAVEATS, Table, compare, spread, wins
 from hansa.app.demo.report import WORDS, Findings, page
+from hansa.app.folder import check_file
 from hansa.app.show import Rounds
 from hansa.app.terminal import say, size
 from hansa.core.data import Clients
@@ -74,8 +75,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(list(arguments))
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds}: at least 1 is needed.")
-    if not options.report.absolute().parent.is_dir():
-        raise ConfigError(f"--report {options.report}: there is no such folder, make it first.")
+    check_file(options.report, "--report")
     return options
 
 
