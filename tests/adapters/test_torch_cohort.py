@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: E402
 from tests.adapters.test_torch_replay import Deciding, apart, convolutions, images, lstm, mlp, normed  # noqa: E402
 from torch import nn  # noqa: E402
 
-from hansa.adapters import torch as adapter  # noqa: E402
+from hansa.adapters import torch as adapter, torch_cohort  # noqa: E402
 from hansa.adapters.torch import TorchModel  # noqa: E402
 from hansa.adapters.torch_buckets import buckets, runs, table  # noqa: E402
 from hansa.adapters.torch_cohort import WASTE  # noqa: E402
@@ -288,3 +288,38 @@ def test_runs_are_whole_and_no_client_ends_within_one(sizes, most):
         assert run.padded == (part < run.width).any() == (part < run.width).any(0).all()
         assert all(run.last <= len(own) or len(own) <= run.first for own in sizes)
         assert run.last - run.first == 1 or (run.last - run.first) * run.width <= most
+
+
+class LowRank(nn.Module):
+    """A matrix that is a product of two: the gradient of each is a product with the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(12, 2) / 3), nn.Parameter(torch.randn(2, 3) / 3)
+
+    def forward(self, x):
+        return x @ (self.down @ self.up)
+
+
+@pytest.mark.parametrize("loop", ["replay", "cohort"])
+def test_weights_that_are_multiplied_with_each_other_are_changed_at_once(loop, caplog):
+    model = TorchModel(LowRank, F.cross_entropy, dtype="float64", loop=loop)
+    with caplog.at_level(logging.INFO, "hansa.plan"):
+        same(model, some_data((20, 20, 20)), LocalWork(lr=0.5, epochs=1, batch_size=10))
+    assert not caplog.records
+
+
+def test_a_dense_layers_step_of_many_clients_never_makes_the_gradient(monkeypatch):
+    steps, honest = [], torch_cohort.trace
+
+    def traced(*given):
+        steps.append(honest(*given))
+        return steps[-1]
+
+    monkeypatch.setattr(torch_cohort, "trace", traced)
+    fits(
+        TorchModel(mlp, F.cross_entropy, loop="cohort"), some_data((20, 20)), LocalWork(lr=0.1, epochs=1, batch_size=10)
+    )
+    for step in steps:
+        targets = [node.target for node in step.graph.nodes]
+        assert targets.count(torch.ops.aten.baddbmm_.default) == 2, "one for each layer"

@@ -8,7 +8,7 @@ the gradient; momentum and Adam are one fused call over all weights. The learnin
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import torch
 from torch.fx import Graph, Node
 
 from hansa.adapters.torch_native import ATEN, VIEWS, Loop, Untraceable, native_loop, writes
-from hansa.adapters.torch_rewrite import calls, drop_unused, rewrite
+from hansa.adapters.torch_rewrite import calls, drop_unused, rewrite, sole
 from hansa.adapters.torch_tape import record
 from hansa.core.model import LocalWork
 
@@ -205,7 +205,7 @@ def descend(nodes: Graph, state: State, work: LocalWork) -> None:
             _fused(nodes, names, shaped, held, work, rate)
         else:
             for name, grad in zip(names, shaped, strict=True):
-                _add(nodes, held["weights"][name], grad, rate)
+                _add(nodes, held["weights"][name], grad, rate, set(held["weights"].values()))
     drop_unused(nodes)
 
 
@@ -224,17 +224,52 @@ def _shaped(nodes: Graph, name: str, grad: Node, held: Mapping[str, Mapping[str,
     return grad
 
 
-def _add(nodes: Graph, weight: Node, grad: Node, rate: Node) -> None:
-    """One plain step, folded into the product or the sum that the gradient is."""
+def _add(nodes: Graph, weight: Node, grad: Node, rate: Node, weights: Collection[Node]) -> None:
+    """One plain step, folded into the product or the sum that the gradient is. A product with another weight (of two
+    that are multiplied with each other) is left: that one may have been changed before.
+    """
     scale = {"beta": 1, "alpha": rate}
-    if calls(grad, ATEN.mm.default) and not grad.users:
+    if calls(grad, ATEN.mm.default) and not grad.users and not any(_memory_of(one) in weights for one in grad.args):
         nodes.call_function(ATEN.addmm_.default, (weight, *grad.args), scale)
+    elif (factors := _stacked(grad)) is not None and not any(_memory_of(one) in weights for one in factors):
+        nodes.call_function(ATEN.baddbmm_.default, (weight, *(_turned(nodes, one) for one in factors)), scale)
     elif (rows := _summed(grad)) is not None:
         made = rows.meta["val"]
         ones = nodes.call_function(ATEN.ones.default, ([made.shape[0]],), {"dtype": made.dtype, "device": made.device})
         nodes.call_function(ATEN.addmv_.default, (weight, nodes.call_function(ATEN.t.default, (rows,)), ones), scale)
     else:
         nodes.call_function(ATEN.add_.Tensor, (weight, grad), {"alpha": rate})
+
+
+def _stacked(grad: Node) -> tuple[Any, Any] | None:
+    """B and A where the gradient is the turned product of stacks, (A B)ᵗ = Bᵗ Aᵗ: a dense layer of many clients."""
+    turned = grad
+    product: Any = turned.args[0] if calls(turned, ATEN.transpose.int) and turned.args[1:] == (1, 2) else None
+    while calls(product, ATEN.view.default) and sole(product) and list(product.meta["val"].shape) == _shape(product):
+        product = product.args[0]
+    if grad.users or not calls(product, ATEN.bmm.default) or not sole(product):
+        return None
+    return product.args[1], product.args[0]
+
+
+def _memory_of(node: Any) -> Node:
+    """The node that a view is of, or itself."""
+    while node.op == "call_function" and node.target in VIEWS:
+        node = node.args[0]
+    return node
+
+
+def _shape(view: Node) -> list[int]:
+    return list(view.all_input_nodes[0].meta["val"].shape)
+
+
+def _turned(nodes: Graph, stack: Node) -> Node:
+    """A stack of matrices, each transposed: as they are, if that is what they are of."""
+    if calls(stack, ATEN.transpose.int) and stack.args[1:] == (1, 2):
+        return stack.all_input_nodes[0]
+    turned = nodes.call_function(ATEN.transpose.int, (stack, 1, 2))
+    turned.meta["val"] = stack.meta["val"].transpose(1, 2)
+    return turned
 
 
 def _summed(grad: Node) -> Node | None:
