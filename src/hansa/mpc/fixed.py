@@ -170,6 +170,12 @@ class Fixed:
         return -self + other
 
     def _added(self, other: "Fixed | float | torch.Tensor", op: Bilinear) -> "Fixed":
+        if isinstance(other, Fixed) and self._public is None and other._public is None:
+            home = max(self.home, other.home)
+            bits = max(self.bits, other.bits, home)
+            waits = self._summands or other._summands
+            total = self._terms(waits, bits).zip(other._terms(waits, bits), op)
+            return Fixed(self.engine, total, bits, home, summands=waits)
         if isinstance(other, float | int) and self._public is None:
             return self._moved(other, op)
         given = _public(other, self.engine)
@@ -184,13 +190,9 @@ class Fixed:
                 right = protocol.summands(right)
             return self._with(self._terms(self._summands, bits).zip(right, op), bits=bits, home=home)
         assert isinstance(other, Fixed)
-        if self._public is not None:
-            flipped = other if op is torch.add else -other
-            return flipped.__add__(self._public)
-        bits = max(self.bits, other.bits, home)
-        waits = self._summands or other._summands
-        total = self._terms(waits, bits).zip(other._terms(waits, bits), op)
-        return Fixed(self.engine, total, bits, home, summands=waits)
+        assert self._public is not None
+        flipped = other if op is torch.add else -other
+        return flipped.__add__(self._public)
 
     def _moved(self, other: float, op: Bilinear) -> "Fixed":
         """The sum with one public number."""

@@ -20,7 +20,7 @@ _VIEWS = ("t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "select
 def _part_by_part(operation: Any) -> None:
     name = operation._schema.name.split("::")[1]
     # Without torch's Python around it; a method of the tensor reads its arguments in half the time.
-    call = getattr(torch.Tensor, name) if name in _VIEWS else operation._op
+    call = _sliced if name == "slice" else getattr(torch.Tensor, name) if name in _VIEWS else operation._op
 
     @handles(operation)
     def run(x: SecretTensor, *args: Any, **kwargs: Any) -> SecretTensor:
@@ -32,6 +32,13 @@ def _part_by_part(operation: Any) -> None:
         engine = x.value.engine
         places = args if engine.device.type == "cpu" else _placed(args, engine)
         return secret(x.value.view(lambda part: call(part, *places, **kwargs)), x.dtype)
+
+
+def _sliced(
+    part: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> torch.Tensor:
+    # Rows, as loops over batches take them, in half the time.
+    return part[start:end:step] if dim == 0 else aten.slice.Tensor._op(part, dim, start, end, step)
 
 
 def _placed(args: Sequence[Any], engine: Engine) -> list[Any]:
