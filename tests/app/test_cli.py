@@ -173,7 +173,6 @@ def test_a_wrong_command_line_is_one_json_object_on_stderr_for_machines() -> Non
         (["simulate", "job.py", "--out", "folder"], "--out folder is a folder: name a file in it"),
         (["graph", "job.py", "--out", "none/x.svg"], "--out none/x.svg: there is no folder none; make it first"),
         (["demo", "--report", "folder"], "--report folder is a folder: name a file in it"),
-        (["server", "--state", "s", "--insecure", "--blobs", "nope://a:b@x"], "blobs at nope://x cannot be kept"),
         (["mpc", "local", "--reports", "data.csv", "job.py"], "--reports data.csv cannot be used"),
         (["mpc", "local", "--picture", "none/x.svg", "job.py"], "--picture none/x.svg: there is no folder none"),
         (["mpc", "reveal", "x", "--out", "folder"], "--out folder is a folder: name a file in it"),

@@ -149,6 +149,12 @@ def test_commits_reach_the_disk(store: SqlStore) -> None:
         assert connection.execute(sql.text("PRAGMA journal_mode")).scalar() == "wal"
 
 
+def test_blobs_of_an_unknown_kind_are_refused_and_the_folder_let_go(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"blobs at nope://x cannot be kept \(.*\): give a URL that fsspec knows"):
+        SqlStore(tmp_path / "state", blobs="nope://user:word@x")
+    SqlStore(tmp_path / "state").close()
+
+
 def test_checkpoints_may_lie_behind_a_url(tmp_path: Path) -> None:
     store = SqlStore(tmp_path / "state", blobs=f"file://{tmp_path}/elsewhere")
     run, state = begun(store)
