@@ -14,7 +14,8 @@ of all three parties, the rounds, and the target. `fast` is fast truncation and 
 what a session does unless told otherwise. `dispatch` does as many operations as `mlp` and next to no arithmetic: its
 processor seconds at the busiest party, in per cent of `mlp`'s seconds, are about what Python and calls of the sockets
 take of it. FILE is another implementation with `party(index, folder, tls, names, threads, queue)`: it runs in the same
-processes, between our repetitions, so that the ratio to it says something on a busy machine.
+processes, between our repetitions, so that the ratio to it says something on a busy machine. It begins anew each time,
+and its processor seconds have that in them: compare seconds of the clock.
 """
 
 import argparse
@@ -285,7 +286,8 @@ def line(name: str, mode: str, found: dict[tuple[str, str], list[Any]]) -> str:
     if (name, "peer") in found:
         theirs = walls("peer")
         text += (
-            f"; peer {min(theirs):.4f}, median {statistics.median(theirs):.4f}, cpu {cpu('peer'):.4f}, "
+            f"; peer {min(theirs):.4f}, median {statistics.median(theirs):.4f}, "
+            f"cpu {cpu('peer'):.4f} with its start, "
             f"ratio {min(ours) / min(theirs):.2f}, "
             f"of medians {statistics.median(ours) / statistics.median(theirs):.2f}, target 1.25"
         )
