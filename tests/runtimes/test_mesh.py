@@ -266,13 +266,19 @@ def test_a_file_of_parties_is_read_and_its_faults_are_named(tmp_path: Path) -> N
         ('[[party]]\nname="a"\naddress="h"', "write HOST:PORT"),
         ('[[party]]\nname="a"\naddress="h:1"\nroles=["king"]', "do not exist"),
         ('[[party]]\nname="a"\naddress="h:1"\n[[party]]\nname="a"\naddress="h:2"', "occur twice"),
+        ('[[party]]\nname="a"\naddress="h:1"\n[[party]]\nname="b"\naddress="h:1"', "the addresses .* occur twice"),
         ('[[party]]\nname="a b"\naddress="h:1"', "cannot be used"),
+        ('[[party]]\nname="a"\naddress="h:0"', "write HOST:PORT"),
+        ('[[party]]\nname="a"\naddress="h:²"', "write HOST:PORT"),
+        ('[[party]]\nname="a"\naddress="h:1"\n[setings]\nx=1', "unknown tables .'setings'."),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=fault):
             Parties.read(file)
     with pytest.raises(NotFound, match="does not exist"):
         Parties.read(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        Parties.read(tmp_path)
 
 
 def test_who_waited_in_vain_can_wait_again_at_once(identities: Path, parties: Parties) -> None:

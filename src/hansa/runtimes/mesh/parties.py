@@ -48,7 +48,7 @@ class Party:
             raise ConfigError(str(error)) from None
         host, _, port = self.address.rpartition(":")
         fault = f"address='{self.address}' of party '{self.name}': write HOST:PORT, as in 10.0.0.1:7000."
-        require(bool(host) and port.isdigit() and 0 <= int(port) < 65536, fault)
+        require(bool(host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536, fault)
         unknown = sorted(set(self.roles) - set(ROLES))
         require(not unknown, f"roles={unknown} of party '{self.name}' do not exist: choose from {', '.join(ROLES)}.")
 
@@ -66,10 +66,10 @@ class Parties:
     members: tuple[Party, ...]
 
     def __post_init__(self) -> None:
-        for what in ("name", "address"):
+        for what, several in (("name", "names"), ("address", "addresses")):
             given = [getattr(party, what) for party in self.members]
             twice = sorted({each for each in given if given.count(each) > 1})
-            require(not twice, f"{what}s {twice} occur twice among the parties: each party has its own.")
+            require(not twice, f"the {several} {twice} occur twice among the parties: each party has its own.")
 
     @classmethod
     def here(cls, names: Sequence[str]) -> Self:
@@ -83,17 +83,23 @@ class Parties:
 
         Raises:
           NotFound: there is no such file.
-          ConfigError: it is no TOML, or an entry is wrong; says which.
+          ConfigError: it cannot be read, is no TOML, or an entry is wrong; says which.
         """
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise NotFound(f"{path} does not exist: write the parties' names and addresses into it.") from None
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error.strerror}. It is the file of the parties' names."
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read as TOML: {error}.") from None
         entries = content.get("party")
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ConfigError(f"{path} names no party: give each a table [[party]] with its name and address.")
+        more = sorted(set(content) - {"party"})
+        require(not more, f"{path} has the unknown tables {more}: it holds a table [[party]] for each party, no more.")
         return cls(tuple(_party(entry, path) for entry in entries))
 
     def __getitem__(self, name: str) -> Party:
