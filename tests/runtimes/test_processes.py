@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -283,3 +285,35 @@ def test_devices_that_are_no_names_or_that_the_model_overrides_are_refused() -> 
     job = replace(plain(), model=Placed(device="cuda:3"))
     with pytest.raises(ConfigError, match=r"devices=\('cuda:0',\) .* device='cuda:3': leave it to them"):
         train(job, some_clients(), runtime=Processes(devices=("cuda:0",)))
+
+
+KILLED = """
+import os, signal, sys
+from hansa.runtimes.local import train
+from hansa.runtimes.processes import Processes, ProcessSession
+from tests.runtimes.jobs import plain, some_clients
+
+begin = ProcessSession.__init__
+
+def noted(self, *given):
+    begin(self, *given)
+    print(self._folder.name, flush=True)
+
+def killed(record):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    ProcessSession.__init__ = noted
+    train(plain(), some_clients(), runtime=Processes(2), observe=killed)
+"""
+
+
+def test_a_killed_parents_folder_is_deleted_by_its_processes(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ended = subprocess.run([sys.executable, script], env=paths, capture_output=True, text=True)
+    folder = Path(ended.stdout.strip())  # its processes hold these pipes, too: they have ended by now
+    assert folder.name.startswith("hansa-") and ended.returncode == -9
+    assert not folder.exists()
+    assert "Traceback" not in ended.stderr

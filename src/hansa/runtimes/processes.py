@@ -9,6 +9,7 @@ Only JSON and safetensors files pass between them, never a pickled object; see `
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -180,12 +181,13 @@ def serve(pipe: Connection, setup: bytes) -> None:
         os.environ[DEVICE] = given["device"]
     performer = Performer(given["job"], given["clients"])
     same = lru_cache(maxsize=2)(read_tensors)  # the model, and what of it is frozen: many tasks read them
-    while True:
-        try:
+    with suppress(EOFError, OSError, KeyboardInterrupt):  # the parent has closed the pipe, or is dead
+        while True:
             asked = json.loads(pipe.recv_bytes())
-        except (EOFError, KeyboardInterrupt):
-            return
-        pipe.send_bytes(json.dumps(_done(performer, asked, given["folder"], same)).encode())
+            pipe.send_bytes(json.dumps(_done(performer, asked, given["folder"], same)).encode())
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it cannot delete its folder, which is memory
+        shutil.rmtree(given["folder"], ignore_errors=True)
 
 
 def _done(
