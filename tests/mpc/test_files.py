@@ -48,6 +48,11 @@ def test_each_file_alone_is_uniform_whatever_was_shared(tmp_path: Path) -> None:
             assert 255 - 6 * 22.6 < chi < 255 + 6 * 22.6  # 6 standard deviations of χ² with 255 degrees of freedom
 
 
+def test_a_file_on_this_machine_is_its_owners_alone(tmp_path: Path) -> None:
+    save_shares({"x": VALUES}, str(tmp_path), names("aby3"))
+    assert {place.stat().st_mode & 0o777 for place in tmp_path.iterdir()} == {0o600}
+
+
 def test_what_a_session_saves_is_uniform_too(tmp_path: Path) -> None:
     def program(session: Session) -> None:
         session.save({"input": session.share(torch.zeros(20_000), session.names[0]), "public": torch.zeros(20_000)},

@@ -10,6 +10,7 @@ sharings are refused together. Files are written beside their place and moved th
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -251,7 +252,7 @@ def shown(url: str) -> str:
 
 
 def write_file(file: ShareFile, url: str) -> None:
-    """Writes one party's file: it is there whole, or what was there before."""
+    """Writes one party's file: it is there whole, or what was there before; on this machine its owner's alone."""
     facts = {
         "id": file.header.id, "protocol": file.header.protocol, "parties": file.header.parties, "party": file.party,
         "tensors": {name: asdict(entry) for name, entry in file.header.tensors.items()},
@@ -264,6 +265,8 @@ def write_file(file: ShareFile, url: str) -> None:
         files.makedirs(path.rpartition("/")[0], exist_ok=True)
         try:
             with files.open(beside, "wb") as out:
+                if files.protocol == ("file", "local"):  # before a byte of it is there
+                    os.chmod(beside, 0o600)
                 for piece in buffers(Tensors(arrays), {"hansa shares": json.dumps(facts)}):
                     out.write(piece)
             files.mv(beside, path)
