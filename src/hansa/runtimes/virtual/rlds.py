@@ -11,9 +11,9 @@ A plan's cost is its time and its unfairness, each beside what a random plan is 
 The network practises on the fleet's expected times before a job's first round, where plans cost nothing, and then
 learns on from the rounds as they went.
 
-Source: Zhou, Liu, Yu, Dong, Jin, Zhang, Dou: Efficient Device Scheduling with Multi-Job Federated Learning, 2022,
-algorithm 2 (RLDS), https://arxiv.org/abs/2112.05928. Ours differs in that the network scores each device by itself,
-where the paper's is recurrent, and in its optimiser, which is Adam.
+Source: RLDS of Zhou, Liu, Yu, Dong, Jin, Zhang, Dou: Efficient Device Scheduling with Multi-Job Federated Learning,
+2022, https://arxiv.org/abs/2112.05928. Ours differs in that the network scores each device by itself, where the paper's
+is recurrent, and in its optimiser, which is Adam.
 """
 
 import math
