@@ -115,8 +115,8 @@ class OnDevice(np.lib.mixins.NDArrayOperatorsMixin):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("an array on a device is copied to be had here.")
-        here = self.tensor.contiguous().cpu()
-        return np.array(here.numpy(), dtype)
+        here: np.ndarray = torch.empty(self.shape, dtype=self.tensor.dtype).copy_(self.tensor).numpy()
+        return here if dtype is None else here.astype(dtype, copy=False)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **settings: Any) -> Any:
         into = out[0] if out is not None else None
