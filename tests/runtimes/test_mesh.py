@@ -109,6 +109,18 @@ def test_a_party_that_computes_for_long_with_full_buffers_is_not_lost(identities
     assert sorted(over_tls(identities, parties, play)) == [0, 1, len(large)]
 
 
+def test_a_party_of_this_process_that_ended_is_not_waited_for() -> None:
+    def play(mesh: LocalMesh) -> None:
+        if mesh.me == "a":
+            mesh.send("b", "first", [b"1"])
+            return
+        assert [bytes(each) for each in mesh.recv("a", "first")] == [b"1"]
+        mesh.recv("a", "second")
+
+    with pytest.raises(ProtocolError, match="party 'a' ended where 'second' was expected: the programs differ"):
+        together(LocalMesh.of(["a", "b"]), play)
+
+
 def test_another_tag_is_a_difference_of_programs(identities: Path, parties: Parties) -> None:
     def play(mesh: Mesh) -> None:
         mesh.send(mesh.peers[0], f"from {mesh.me}", [b"x"])

@@ -16,16 +16,19 @@ _POLL_S = 0.05  # how soon a waiting party sees that another one failed
 class LocalMesh(Mesh):
     """One party's links to the others of its process; `LocalMesh.of(names)` makes all of them."""
 
-    def __init__(self, me: str, names: Sequence[str], links: dict[tuple[str, str], Any], lost: list[str]) -> None:
+    def __init__(
+        self, me: str, names: Sequence[str], links: dict[tuple[str, str], Any], lost: list[str], ended: list[str]
+    ) -> None:
         self.me, self.peers, self.counters = me, tuple(name for name in names if name != me), Counters()
-        self._links, self._lost, self._spoke = links, lost, True
+        self._links, self._lost, self._ended, self._spoke = links, lost, ended, True
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "list[LocalMesh]":
         """Meshes that are linked to each other, in order."""
         links = {(a, b): queue.SimpleQueue[Any]() for a in names for b in names if a != b}
         lost: list[str] = []
-        return [cls(name, names, links, lost) for name in names]
+        ended: list[str] = []
+        return [cls(name, names, links, lost, ended) for name in names]
 
     def send(self, to: str, tag: str, buffers: Sequence[Buffer]) -> None:
         """Puts the buffers, without a copy, where the other party takes them."""
@@ -47,6 +50,10 @@ class LocalMesh(Mesh):
             except queue.Empty:
                 if self._lost:
                     raise Unreachable(f"party '{self._lost[0]}' is gone: see its error, and start again.") from None
+                if sender in self._ended and self._links[sender, self.me].empty():
+                    raise ProtocolError(
+                        f"party '{sender}' ended where '{tag}' was expected: the programs differ."
+                    ) from None
                 left = None if left is None else left - _POLL_S
                 if left is not None and left <= 0:
                     raise Unreachable(f"party '{sender}' sent nothing for {deadline_s:g} s ('{tag}').") from None
@@ -62,6 +69,10 @@ class LocalMesh(Mesh):
         """Says that this party failed, so that nobody waits for it."""
         self._lost.append(self.me)
 
+    def end(self) -> None:
+        """Says that this party is done, so that nobody waits for more of it than it has sent."""
+        self._ended.append(self.me)
+
 
 def together(meshes: Sequence[LocalMesh], play: Callable[[LocalMesh], _T]) -> list[_T]:
     """Runs every party in a thread of its own and gives what each returned; the first error is raised."""
@@ -71,6 +82,7 @@ def together(meshes: Sequence[LocalMesh], play: Callable[[LocalMesh], _T]) -> li
     def run(at: int, mesh: LocalMesh) -> None:
         try:
             results[at] = play(mesh)
+            mesh.end()
         except BaseException as error:
             errors.append(error)
             mesh.leave()
