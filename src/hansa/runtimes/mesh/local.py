@@ -10,25 +10,23 @@ from hansa.core.errors import ProtocolError, Unreachable
 from hansa.core.runtime import Counters, Mesh
 
 _T = TypeVar("_T")
+_END = object()  # after all that a party has sent
 _POLL_S = 0.05  # how soon a waiting party sees that another one failed
 
 
 class LocalMesh(Mesh):
     """One party's links to the others of its process; `LocalMesh.of(names)` makes all of them."""
 
-    def __init__(
-        self, me: str, names: Sequence[str], links: dict[tuple[str, str], Any], lost: list[str], ended: list[str]
-    ) -> None:
+    def __init__(self, me: str, names: Sequence[str], links: dict[tuple[str, str], Any], lost: list[str]) -> None:
         self.me, self.peers, self.counters = me, tuple(name for name in names if name != me), Counters()
-        self._links, self._lost, self._ended, self._spoke = links, lost, ended, True
+        self._links, self._lost, self._spoke = links, lost, True
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "list[LocalMesh]":
         """Meshes that are linked to each other, in order."""
         links = {(a, b): queue.SimpleQueue[Any]() for a in names for b in names if a != b}
         lost: list[str] = []
-        ended: list[str] = []
-        return [cls(name, names, links, lost, ended) for name in names]
+        return [cls(name, names, links, lost) for name in names]
 
     def send(self, to: str, tag: str, buffers: Sequence[Buffer]) -> None:
         """Puts the buffers, without a copy, where the other party takes them."""
@@ -50,13 +48,12 @@ class LocalMesh(Mesh):
             except queue.Empty:
                 if self._lost:
                     raise Unreachable(f"party '{self._lost[0]}' is gone: see its error, and start again.") from None
-                if sender in self._ended and self._links[sender, self.me].empty():
-                    raise ProtocolError(
-                        f"party '{sender}' ended where '{tag}' was expected: the programs differ."
-                    ) from None
                 left = None if left is None else left - _POLL_S
                 if left is not None and left <= 0:
                     raise Unreachable(f"party '{sender}' sent nothing for {deadline_s:g} s ('{tag}').") from None
+        if given is _END:
+            self._links[sender, self.me].put((_END, []))  # for whoever asks again
+            raise ProtocolError(f"party '{sender}' ended where '{tag}' was expected: the programs differ.")
         if given != tag:
             raise ProtocolError(f"party '{sender}' sent '{given}' where '{tag}' was expected: the programs differ.")
         size = sum(len(memoryview(each).cast("B")) for each in buffers)
@@ -71,7 +68,8 @@ class LocalMesh(Mesh):
 
     def end(self) -> None:
         """Says that this party is done, so that nobody waits for more of it than it has sent."""
-        self._ended.append(self.me)
+        for peer in self.peers:
+            self._links[self.me, peer].put((_END, []))
 
 
 def together(meshes: Sequence[LocalMesh], play: Callable[[LocalMesh], _T]) -> list[_T]:
