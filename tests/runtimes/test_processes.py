@@ -23,7 +23,7 @@ from hansa.core.runtime import Task
 from hansa.core.tensors import Tensors
 from hansa.runtimes.local import train
 from hansa.runtimes.memory import MemoryMemories
-from hansa.runtimes.processes import Processes, ProcessSession
+from hansa.runtimes.processes import SPARES, Processes, ProcessSession
 from hansa.runtimes.shared import read_tensors
 from hansa.stages.clip import Clip
 from hansa.stages.mean import UniformMean
@@ -194,8 +194,9 @@ def test_files_of_a_round_are_deleted_when_it_is_over(tmp_path: Any, monkeypatch
         (folder,) = tmp_path.iterdir()
         kept.append(len(list(folder.iterdir())))
 
-    train(remembering(), some_clients(), runtime=Processes(1), observe=count)
-    assert max(kept) <= 6 + 1 + 2, "the data of six clients, the frozen tensors, and two files to be written over"
+    train(replace(remembering(), rounds=20), some_clients(), runtime=Processes(1), observe=count)
+    assert max(kept) <= 6 + 1 + SPARES, "the data of six clients, the frozen tensors, and files to be written over"
+    assert max(kept[10:]) <= max(kept[:10]) + 2, "rounds leave none behind"
 
 
 def test_messages_that_wait_for_their_turn_hold_no_file_open() -> None:

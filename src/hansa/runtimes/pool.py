@@ -47,7 +47,7 @@ COHORT = 64  # clients in a stack: several stacks a worker in a round of hundred
 # Among how many tasks or stacks a worker, or messages of how many bytes, the longest goes first: more would hold more
 # finished messages back.
 WINDOW, HELD_BYTES = 4, 64 << 20
-ALIKE = 1.1  # the factor between lengths of tasks that are told apart
+ALIKE = 1.25  # the factor between lengths of tasks that are told apart
 
 Handle = TypeVar("Handle")
 Conversation = Generator[Tensors, Tensors | None, Tensors]

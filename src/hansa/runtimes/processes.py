@@ -30,6 +30,8 @@ from hansa.runtimes.pool import COHORT, DEVICE, HELD_BYTES, Member, Performer, P
 from hansa.runtimes.shared import Spare, Spares, borrow_tensors, read_tensors, write_tensors
 from hansa.runtimes.simulation import simulate
 
+SPARES, MAPPINGS = 16, 256  # files for each process: some messages wait for their turn; each holds a file descriptor
+
 
 @dataclass(frozen=True)
 class Processes(Runtime):
@@ -96,7 +98,7 @@ class ProcessSession(PoolSession[str]):
         self._devices = tuple(devices)
         shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self._folder = tempfile.TemporaryDirectory(prefix="hansa-", dir=shared)
-        self._spares = Spares(2 * count, HELD_BYTES)  # a process writes one while the one before is added up
+        self._spares = Spares(min(SPARES * count, MAPPINGS), HELD_BYTES)
 
     def close(self) -> None:
         """Ends the processes and deletes the folder."""
