@@ -65,6 +65,12 @@ def test_what_is_debugged_is_opened_to_all_and_in_the_report(caplog: pytest.LogC
         local(debugging)
 
 
+def test_rounds_are_counted_under_one_name_each(reports: list[Report]) -> None:
+    for report in reports:  # the loss, a product, is truncated when it is revealed
+        assert report.lines["reveal"].rounds <= report.lines["reveal"].calls
+        assert sum(line.rounds for line in report.lines.values()) <= report.rounds
+
+
 def test_a_report_travels_as_json(reports: list[Report]) -> None:
     assert Report.from_json(json.loads(json.dumps(reports[0].to_json()))) == reports[0]
     for wrong in ({}, {"lines": 3}, {**reports[0].to_json(), "shared": [1]}):

@@ -128,19 +128,30 @@ class Meter(Protocol):
         self.revealed: list[Opened] = []
         self._began, self._busy = time.perf_counter(), time.process_time()
         self._lines: dict[str, Line] = {}
+        self._rounds = self._sent = 0  # that lines have
 
     @contextmanager
     def operation(self, name: str, elements: int = 0) -> Iterator[None]:
-        """Counts what happens inside under this name."""
-        counters, began = self.mesh.counters, time.perf_counter()
-        rounds, sent = counters.rounds, sum(counters.sent_bytes.values())
+        """Counts what happens inside under this name, but for rounds and bytes that have a name of their own there."""
+        began, before = time.perf_counter(), self._unnamed()
         yield
         line = self._lines.setdefault(name, Line())
         line.calls += 1
         line.elements += elements
         line.seconds += time.perf_counter() - began
-        line.rounds += counters.rounds - rounds
-        line.sent_bytes += sum(counters.sent_bytes.values()) - sent
+        self._name(line, before)
+
+    def _unnamed(self) -> tuple[int, int]:
+        """Rounds and bytes that no line has."""
+        return self.mesh.counters.rounds - self._rounds, sum(self.mesh.counters.sent_bytes.values()) - self._sent
+
+    def _name(self, line: Line, before: tuple[int, int]) -> None:
+        """Gives a line what has come since then."""
+        rounds, sent = self._unnamed()
+        line.rounds += rounds - before[0]
+        line.sent_bytes += sent - before[1]
+        self._rounds += rounds - before[0]
+        self._sent += sent - before[1]
 
     def report(self) -> Report:
         """Totals until now."""
@@ -155,8 +166,7 @@ class Meter(Protocol):
 
     def _counted(self, name: str, run: Any, *args: Any) -> Any:
         # As `operation`, for what is called thousands of times a second.
-        counters, began = self.mesh.counters, time.perf_counter()
-        rounds, sent = counters.rounds, sum(counters.sent_bytes.values())
+        began, before = time.perf_counter(), self._unnamed()
         result = run(*args)
         line = self._lines.get(name)
         if line is None:
@@ -164,8 +174,7 @@ class Meter(Protocol):
         line.calls += 1
         line.elements += args[0].parts[0].numel()
         line.seconds += time.perf_counter() - began
-        line.rounds += counters.rounds - rounds
-        line.sent_bytes += sum(counters.sent_bytes.values()) - sent
+        self._name(line, before)
         return result
 
     def input(self, value: Ring | None, shape: Sequence[int], owner: str) -> Share:
