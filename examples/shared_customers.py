@@ -3,8 +3,8 @@
     pip install 'hansa[vertical]'
     python examples/shared_customers.py
 
-Here all owners are threads of this process; with `TlsMesh` in place of `LocalMesh` each is a process of its own, and the
-same calls work over mutual TLS. Mail addresses are compared in lower case and without blanks around them.
+Here all owners are threads of this process; with `TlsMesh` in place of `LocalMesh` each is a process of its own, and
+the same calls work over mutual TLS. Mail addresses are compared in lower case and without blanks around them.
 """
 
 from typing import Any
