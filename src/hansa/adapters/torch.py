@@ -450,7 +450,7 @@ class TorchModel(Model):
             loss = ready(self.loss)
             recorder = recorder_on(device)
             room = Room(recorder) if recorder is not None else None
-            replay = Replay(network.module, loss, keep, check, self.precision, room)
+            replay = Replay(network, loss, keep, check, self.precision, room)
             cohort = Cohort(network, replay, self.loss, self._task, self.measures, memory_bytes(device))
             kept[device] = _Kept(network, None if loop.startswith("plain") else replay, cohort)
         return kept[device]

@@ -95,6 +95,8 @@ def writes(node: Node) -> bool:
 def written(node: Node) -> list[Node]:
     """The arguments that a call changes."""
     found: list[Node] = []
+    if not writes(node):
+        return found
     for at, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = node.kwargs.get(argument.name, node.args[at] if at < len(node.args) else None)
@@ -133,8 +135,7 @@ def _becomes(node: Node) -> Iterator[Node]:
     """A value, and the same memory after each call that changes it and gives it back."""
     yield node
     for user in node.users:
-        at = _given_back(user.target._schema) if writes(user) else None
-        if at is not None and node in (*user.args[at : at + 1], *user.kwargs.values()):
+        if node in written(user) and _given_back(user.target._schema) is not None:
             yield from _becomes(user)
 
 
@@ -198,7 +199,7 @@ class _Writer:
             return
         schema = node.target._schema
         lifted = node.target in VIEWS and all(self._names[n] in self._still for n in node.all_input_nodes)
-        lifted |= node.target in CONSTANTS and not any(writes(user) and user.args[0] is node for user in node.users)
+        lifted |= node.target in CONSTANTS and not any(node in written(user) for user in node.users)
         lines = self._before if lifted else self._body
         values = [self._argument(node, i, argument, lines) for i, argument in enumerate(schema.arguments)]
         outputs = _outputs(node)

@@ -28,7 +28,7 @@ class Network:
       channels_last: whether it computes on images in this layout.
       here: whether it is in this machine's memory; else what it is trained to stays on its device.
 
-    `parameters`, `trained` and `names` (with the buffers) are those of `state_dict()`.
+    `parameters`, `trained` and `names` (with the buffers) are those of `state_dict()`; `attributes` are the others.
     """
 
     def __init__(self, module: Any, roles: Mapping[str, Role], channels_last: bool = False, here: bool = True) -> None:
@@ -49,7 +49,7 @@ class Network:
         # Buffers that are not in state_dict are reset at each visit.
         self._unsaved = {name: tensor.clone() for name, tensor in module.named_buffers() if name not in found}
         self._training: bool | None = None
-        self._attributes = Attributes(module)
+        self.attributes = Attributes(module)
 
     @cached_property
     def trained(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Network:
         unsaved = dict(self.module.named_buffers()) if self._unsaved else {}
         for name, tensor in self._unsaved.items():
             unsaved[name].data.copy_(tensor)
-        self._attributes.reset()
+        self.attributes.reset()
 
     def copy(self) -> Tensors:
         """The module's tensors as they are now."""

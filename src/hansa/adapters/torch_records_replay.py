@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hansa.adapters.torch_native import Loop, Untraceable, native_loop, writes
+from hansa.adapters.torch_native import Loop, Untraceable, native_loop, written
 from hansa.adapters.torch_rewrite import rewrite
 from hansa.adapters.torch_tape import record
 from hansa.adapters.torch_trace import results
@@ -101,7 +101,7 @@ class SumReplay:
         holders = [node for node in graph.nodes if node.op == "placeholder"]
         kept = len(totals) + len(names)
         held = set(holders[len(totals) : kept])
-        if any(writes(node) and held.intersection(node.all_input_nodes[:1]) for node in graph.nodes):
+        if any(held.intersection(written(node)) for node in graph.nodes):
             raise Untraceable("the module changes a buffer of its own")
         with graph.inserting_after(holders[-1]):
             rate = graph.placeholder("rate")

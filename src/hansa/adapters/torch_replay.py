@@ -19,7 +19,7 @@ import torch
 from hansa.adapters.torch_capture import Room, loop_of
 from hansa.adapters.torch_descent import InPlaceDescent
 from hansa.adapters.torch_native import Loop, Untraceable
-from hansa.adapters.torch_network import Attributes
+from hansa.adapters.torch_network import Attributes, Network
 from hansa.adapters.torch_precision import call
 from hansa.adapters.torch_rewrite import ROWS
 from hansa.adapters.torch_trace import Axis, Group, State, Step, begin, flat, fused, kind_of, resized, trace
@@ -56,7 +56,7 @@ class Replay:
     """The native loops of one module, by everything they depend on.
 
     Args:
-      module: in training mode whenever `fit` is called.
+      network: in training mode whenever `fit` is called.
       loss: (outputs, targets) -> mean over the batch.
       keep: whether outputs are needed for metrics.
       check: called with outputs and targets of a batch of each new shape.
@@ -65,11 +65,11 @@ class Replay:
     """
 
     def __init__(
-        self, module: Any, loss: Any, keep: bool, check: Callable[[Any, Any], None], precision: str | None = None,
+        self, network: Network, loss: Any, keep: bool, check: Callable[[Any, Any], None], precision: str | None = None,
         room: Room | None = None,
     ) -> None:  # fmt: skip
-        self._module, self._loss, self.keep, self._check, self._precision = module, loss, keep, check, precision
-        self.attributes = Attributes(module)
+        self._module, self._loss, self.keep, self._check, self._precision = network.module, loss, keep, check, precision
+        self.attributes = network.attributes
         self.room = room
         self._loops: dict[Any, _Checked | None] = {}
         self._traced: dict[Any, dict[int, Step]] = {}  # all but the batch size -> batch size -> step

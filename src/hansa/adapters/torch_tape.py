@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hansa.adapters.torch_native import ATEN, Untraceable, writes, written
+from hansa.adapters.torch_native import ATEN, Untraceable, written
 
 
 def record(function: Callable[..., Any], *given: Any) -> tuple[Graph, dict[str, Any]]:
@@ -86,7 +86,7 @@ class _Tape(TorchDispatchMode):
         if call is ATEN.lift_fresh.default:  # numbers in the module's code, as a tensor: a constant
             return made
         node = self.graph.call_function(call, *tree_map_only(torch.Tensor, self.node, (tuple(args), dict(kwargs))))
-        if writes(node) and any(one.op == "get_attr" for one in written(node)):
+        if any(one.op == "get_attr" for one in written(node)):
             raise Untraceable(f"'{call.overloadpacket.__name__}' changes a tensor that is neither parameter nor buffer")
         if isinstance(made, torch.Tensor):
             self.hold(made, node)

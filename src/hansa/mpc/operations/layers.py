@@ -9,6 +9,7 @@ from hansa.core.errors import SecretError
 from hansa.mpc import functions
 from hansa.mpc.fixed import Fixed
 from hansa.mpc.operations.arithmetic import var_mean
+from hansa.mpc.operations.places import one_hot
 from hansa.mpc.operations.wrap import engine_of, number, secret
 from hansa.mpc.ring import columns, conv2d, fold, matmul
 from hansa.mpc.ring.convolution import Pair
@@ -331,7 +332,7 @@ def embedding(weight: Any, index: Any, *_: Any, **__: Any) -> SecretTensor:
     table = number(weight, engine)
     if not isinstance(index, SecretTensor):
         return secret(table.map(lambda part: part[index]))
-    hot = _hot(index, weight.shape[0])
+    hot = one_hot(index, weight.shape[0])
     return secret(hot.bilinear(table, _mm_last))
 
 
@@ -345,7 +346,7 @@ def embedding_backward(grad: Any, index: Any, rows: int, padding: int = -1, by_f
     engine = engine_of(grad, index)
     given = number(grad, engine).map(lambda part: part.reshape(-1, part.shape[-1]))
     if isinstance(index, SecretTensor):
-        hot = _hot(index, rows).map(lambda part: part.reshape(-1, rows).t())
+        hot = one_hot(index, rows).map(lambda part: part.reshape(-1, rows).t())
         into = hot.bilinear(given, _mm)
     else:
         flat = engine.placed(index.reshape(-1))
@@ -353,15 +354,6 @@ def embedding_backward(grad: Any, index: Any, rows: int, padding: int = -1, by_f
     if padding < 0:
         return secret(into)
     return secret(into * (torch.arange(rows) != padding).to(torch.int64)[:, None])
-
-
-def _hot(index: SecretTensor, rows: int) -> Fixed:
-    kept = f"row of {rows}"
-    if (known := index.value.cached.get(kept)) is None:
-        spread = index.value.map(lambda part: part[..., None].expand(*part.shape, rows))
-        known = functions.equal(spread, Fixed.constant(index.value.engine, torch.arange(rows)))
-        index.value.cached[kept] = known
-    return known
 
 
 def _mm_last(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from hansa.mpc import functions
 from hansa.mpc.fixed import Engine, Fixed, Later
 from hansa.mpc.operations.nonlinear import probabilities
+from hansa.mpc.operations.places import one_hot
 from hansa.mpc.operations.wrap import engine_of, number, secret
 from hansa.mpc.secret import SecretTensor, handles
 
@@ -168,9 +169,4 @@ def _one_hot(target: Any, classes: int, engine: Engine) -> Fixed:
         return Fixed.constant(
             engine, (target[..., None] == torch.arange(classes, device=target.device)).to(torch.int64)
         )
-    kept = f"one of {classes}"
-    if (known := target.value.cached.get(kept)) is None:
-        spread = target.value.map(lambda part: part[..., None].expand(*part.shape, classes))
-        known = functions.equal(spread, Fixed.constant(engine, torch.arange(classes)))
-        target.value.cached[kept] = known
-    return known
+    return one_hot(target, classes)

@@ -113,16 +113,19 @@ def _positions(x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
     return torch.arange(x.numel(), device=index.device).reshape(x.shape).gather(dim, index)
 
 
-def _hot(index: SecretTensor, dim: int, size: int) -> Fixed:
-    """Shape (…, places, size), the indexed dimension being the last but one."""
-    kept = f"{size} along {dim}"
+def one_hot(index: SecretTensor, size: int) -> Fixed:
+    """1 at each index, 0 elsewhere, along a new last dimension; compared once for each size and kept."""
+    kept = f"one of {size}"
     if (known := index.value.cached.get(kept)) is None:
-        spread = index.value.map(
-            lambda part: part.movedim(dim, -1)[..., None].expand(-1, *[-1] * (part.dim() - 1), size)
-        )
+        spread = index.value.map(lambda part: part[..., None].expand(*part.shape, size))
         known = functions.equal(spread, Fixed.constant(index.value.engine, torch.arange(size)))
         index.value.cached[kept] = known
     return known
+
+
+def _hot(index: SecretTensor, dim: int, size: int) -> Fixed:
+    """Shape (…, places, size), the indexed dimension being the last but one."""
+    return one_hot(index, size).map(lambda part: part.movedim(dim % index.dim(), -2))
 
 
 def _collected(hot: Fixed, values: Fixed, dim: int) -> Fixed:

@@ -8,7 +8,6 @@ import torch
 from hansa.mpc.fixed import Engine, Fixed
 from hansa.mpc.secret import SecretTensor
 
-_wrapper = torch.Tensor._make_wrapper_subclass
 _ENDLESS = torch.finfo(torch.float32).max
 
 
@@ -47,10 +46,7 @@ def bounded(thing: Any, most: float = 2.0**14) -> Any:
 
 def secret(value: Fixed, dtype: torch.dtype = torch.float32) -> SecretTensor:
     """A number as a tensor of the program."""
-    # What `SecretTensor(value, dtype)` does, without the calls of a class: a step of training has dozens.
-    made: SecretTensor = _wrapper(SecretTensor, value.shape, dtype=dtype, device=value.engine.device)
-    made._cell = [value]
-    return made
+    return SecretTensor(value, dtype)
 
 
 def floating(*things: Any) -> torch.dtype:
